@@ -1,0 +1,212 @@
+"""Putting an engine together from a configuration: the one place where all parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import maxminddb
+import structlog
+
+from nedge.config import Config, ConfigError
+from nedge.core.engine import Engine, Limits
+from nedge.core.events import Sink, ignore
+from nedge.core.facts import Classifier
+from nedge.core.hosts import CountryLookup, Directory
+from nedge.core.inspection import Inspector, NameLists
+from nedge.core.lists import DomainSet, NetworkSet
+from nedge.core.status import STATUS_TYPES
+from nedge.core.verdict import Action, Failure, Policy, decide
+from nedge.dpi import NdpiClassifier, load_library
+from nedge.export.eve import EveFile
+from nedge.scripts.api import Context
+from nedge.scripts.loader import load_scripts
+from nedge.scripts.runner import Runner
+
+_ACTIONS = {"pass": Action.PASS, "drop": Action.DROP}
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Assembly:
+    """An engine and what was made for it. `close()` when done."""
+
+    engine: Engine
+    runner: Runner
+    classifier: NdpiClassifier
+
+    def close(self) -> None:
+        self.runner.close()
+        self.classifier.close()
+
+
+def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: ignore) -> Assembly:
+    """Build everything that judges; `sink_for` makes what its events go to.
+
+    Raises ConfigError, or DpiError if no usable libndpi is found.
+    """
+    directory = make_directory(config)
+    names = make_name_lists(config)
+    classifier = NdpiClassifier(load_library(config.dpi.library))
+    scripts, problems = load_scripts(
+        config.scripts.directories, config.scripts.settings, classifier.protocol_id
+    )
+    for problem in problems:
+        if not problem.fatal:
+            _log.warning("script_skipped", problem=str(problem))
+    fatal = [str(problem) for problem in problems if problem.fatal]
+    if fatal:
+        raise ConfigError("\n".join(fatal))
+
+    inspector = Inspector(
+        classifier,
+        names=names,
+        detection_packets=config.limits.detection_packets,
+        watch_http=config.dpi.watch_http,
+    )
+    runner = Runner(scripts)
+    engine = Engine(
+        inspector,
+        scripts=runner,
+        policy=make_policy(config),
+        directory=directory,
+        limits=make_limits(config),
+        sink=sink_for(classifier),
+    )
+    runner.context = Context(
+        facts=inspector.facts,
+        directory=lambda: engine.hosts.directory,
+        risk_names=classifier.risk_names,
+        risks=lambda flow: flow.dpi.risks() if flow.dpi is not None else flow.risks,
+        action=lambda flow: decide(engine.evidence(flow, engine.now), engine.policy).action,
+    )
+    return Assembly(engine, runner, classifier)
+
+
+def make_policy(config: Config) -> Policy:
+    """The verdict policy that a configuration asks for."""
+    bits = 0
+    for name in config.verdict.block_statuses:
+        bits |= STATUS_TYPES[name].bit
+    return Policy(
+        drop_score=config.verdict.drop_score,
+        host_drop_score=config.verdict.host_drop_score,
+        block_statuses=bits,
+        failures=tuple(cause for cause in Failure if getattr(config.failures, cause) == "drop"),
+    )
+
+
+def make_limits(config: Config) -> Limits:
+    """The engine's bounds."""
+    limits, failures = config.limits, config.failures
+    return Limits(
+        max_flows=limits.max_flows,
+        detection_seconds=limits.detection_seconds,
+        closed_seconds=limits.closed_seconds,
+        idle_seconds=limits.idle_seconds,
+        quarantine_seconds=config.verdict.quarantine_seconds,
+        table_full=_ACTIONS[failures.table_full],
+        malformed=_ACTIONS[failures.malformed],
+        fragment=_ACTIONS[failures.fragment],
+    )
+
+
+def make_directory(config: Config) -> Directory:
+    """What is known of addresses. Raises ConfigError for an unreadable list or database."""
+    return Directory(
+        local_networks=config.network.local,
+        own_addresses=config.network.own_addresses,
+        malware=_networks(config.lists.malware_hosts),
+        allowed=_networks(config.lists.allow_hosts),
+        country=_country_lookup(config.geoip.country_database),
+    )
+
+
+def make_name_lists(config: Config) -> NameLists:
+    """The domain lists. Raises ConfigError for an unreadable one."""
+    lists = config.lists
+    return NameLists(
+        malware=_domains(lists.malware_domains),
+        mining=_domains(lists.mining_domains),
+        advertisement=_domains(lists.advertisement_domains),
+    )
+
+
+def _entries(path: Path) -> list[tuple[int, str]]:
+    """Line number and entry, comments and empty lines left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"list {path}: cannot be read: {error.strerror}") from None
+    stripped = ((number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, entry) for number, entry in stripped if entry]
+
+
+def _networks(paths: list[Path]) -> NetworkSet:
+    entries: list[str] = []
+    for path in paths:
+        for number, entry in _entries(path):
+            try:
+                NetworkSet([entry])
+            except ValueError:
+                raise ConfigError(
+                    f"list {path}:{number}: found {entry!r}; allowed is an address or a network"
+                ) from None
+            entries.append(entry)
+    return NetworkSet(entries)
+
+
+def _domains(paths: list[Path]) -> DomainSet:
+    return DomainSet(entry for path in paths for _, entry in _entries(path))
+
+
+def _country_lookup(path: Path | None) -> CountryLookup | None:
+    if path is None:
+        return None
+    try:
+        reader = maxminddb.open_database(str(path))
+    except (OSError, maxminddb.InvalidDatabaseError) as error:
+        raise ConfigError(f"geoip.country_database: {path} cannot be used: {error}") from None
+
+    def lookup(ip: str) -> str | None:
+        try:
+            record = reader.get(ip)
+        except ValueError:  # an IPv6 address in an IPv4 database
+            return None
+        country = record.get("country") if isinstance(record, dict) else None
+        code = country.get("iso_code") if isinstance(country, dict) else None
+        return code if isinstance(code, str) else None
+
+    return lookup
+
+
+@contextmanager
+def live(config: Config) -> Iterator[Engine]:
+    """An engine for live traffic; its events go to the configured EVE file. Ends all of it."""
+    files: list[EveFile] = []
+
+    def sink_for(classifier: Classifier) -> Sink:
+        if config.eve.path is None:
+            return ignore
+        try:
+            files.append(EveFile(config.eve.path, classifier))
+        except OSError as error:
+            raise ConfigError(f"eve.path: {config.eve.path}: cannot be written: {error.strerror}") from None
+        return files[0]
+
+    assembly = assemble(config, sink_for)
+    try:
+        yield assembly.engine
+    finally:
+        counters = assembly.engine.counters
+        _log.info(
+            "engine_totals",
+            **{name: getattr(counters, name) for name in counters.__slots__ if name != "malformed"},
+            malformed=dict(counters.malformed),
+            events_lost=sum(file.lost for file in files),
+        )
+        assembly.close()
+        for file in files:
+            file.close()

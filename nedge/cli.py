@@ -1,0 +1,143 @@
+"""The `nedge` command. Exit status: 0 done; 1 the thing failed; 2 wrong usage or configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from nedge import log
+from nedge.config import Config, ConfigError
+from nedge.config import load as load_config
+from nedge.dpi import DpiError
+
+app = typer.Typer(
+    name="nedge",
+    help="An open, scriptable inline bridging firewall.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML).")
+]
+PoliciesOption = Annotated[
+    Path | None,
+    typer.Option("--policies", metavar="DIR", help="Directory of scripts, instead of the configured ones."),
+]
+
+FAILED, USAGE = 1, 2
+
+
+def main() -> None:
+    """Entry point of the `nedge` command."""
+    try:
+        app()
+    except (ConfigError, DpiError) as error:
+        fail(str(error), USAGE if isinstance(error, ConfigError) else FAILED)
+    except BrokenPipeError:  # `nedge … | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+    except OSError as error:
+        fail(f"{error.filename + ': ' if error.filename else ''}{error.strerror or error}", FAILED)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Say what is wrong, on standard error, and exit."""
+    for line in message.splitlines():
+        print(f"nedge: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def configure(path: Path | None, policies: Path | None = None) -> Config:
+    """The configuration that the options ask for; logging is set up by it."""
+    config = load_config(path) if path else Config()
+    if policies is not None:
+        scripts = config.scripts.model_copy(update={"directories": [policies]})
+        config = config.model_copy(update={"scripts": scripts})
+    log.configure(config.log.level, config.log.format)
+    return config
+
+
+@app.command()
+def replay(
+    capture: Annotated[Path, typer.Argument(metavar="CAPTURE", help="pcap or pcapng file, gzipped or not.")],
+    config: ConfigOption = None,
+    policies: PoliciesOption = None,
+    json: Annotated[bool, typer.Option("--json", help="One EVE flow event per line.")] = False,
+) -> None:
+    """Judge a capture file: what would have been blocked, and why."""
+    from nedge.assemble import assemble
+    from nedge.core.events import Event, FlowEnded, Sink
+    from nedge.core.facts import Classifier
+    from nedge.export.eve import flow_record, to_json
+    from nedge.export.report import print_report, progress_bar
+    from nedge.replay import CaptureError
+    from nedge.replay import replay as replay_capture
+
+    if not capture.is_file():
+        fail(f"{capture}: {'is a directory' if capture.is_dir() else 'no such file'}", USAGE)
+    records: list[dict[str, Any]] = []
+
+    def sink_for(classifier: Classifier) -> Sink:
+        def sink(event: Event) -> None:
+            if isinstance(event, FlowEnded):
+                record = flow_record(event.flow, event.time, classifier, event.reason.label)
+                if json:
+                    sys.stdout.buffer.write(to_json(record))
+                else:
+                    records.append(record)
+
+        return sink
+
+    assembly = assemble(configure(config, policies), sink_for)
+    broken = None
+    with progress_bar(capture) as progress:
+        try:
+            totals = replay_capture(capture, assembly.engine, progress)
+        except CaptureError as error:
+            broken, totals = error, error.replayed
+    if not json:
+        print_report(records, totals, assembly.engine)
+    assembly.close()
+    sys.stdout.flush()
+    if broken:
+        fail(str(broken), FAILED)
+
+
+@app.command()
+def run(config: ConfigOption = None) -> None:
+    """Bridge two interfaces and judge what passes between them. Needs root."""
+    from nedge.assemble import live
+    from nedge.dpi.selftest import check as check_dpi
+    from nedge.gateway.run import run as run_gateway
+
+    settings = configure(config)
+    check_dpi(settings.dpi.library)
+    with live(settings) as engine:
+        sys.exit(run_gateway(settings, engine))
+
+
+@app.command()
+def check(config: ConfigOption = None, policies: PoliciesOption = None) -> None:
+    """Check the configuration, the lists, the scripts and libndpi, without touching the network."""
+    from nedge.assemble import assemble
+    from nedge.dpi.selftest import check as check_dpi
+
+    settings = configure(config, policies)
+    dpi = check_dpi(settings.dpi.library)
+    assembly = assemble(settings)
+    print(f"configuration: ok ({config or 'defaults'})")
+    print(f"nDPI: ok ({dpi.version}, {dpi.path})")
+    for script in assembly.runner.scripts:
+        print(f"script {script.key}: ok (hooks: {', '.join(script.hooks)})")
+    assembly.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The configuration: one typed TOML file.
+
+`load` is the one entry. Every error names the file, the key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from nedge.core.status import STATUS_TYPES
+from nedge.core.verdict import DEFAULT_DROP_SCORE
+
+Network = Annotated[IPv4Network | IPv6Network, Field(union_mode="left_to_right")]
+PassOrDrop = Literal["pass", "drop"]
+Score = Annotated[int, Field(ge=0, le=65535)]
+
+LOCAL_NETWORKS = (
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "fc00::/7",
+    "fe80::/10",
+    "::1/128",
+)
+"""RFC 1918, ULA (RFC 4193), link-local and loopback."""
+
+_IN_PACKAGE = Path(__file__).parent / "policies"
+SHIPPED_POLICIES = _IN_PACKAGE if _IN_PACKAGE.is_dir() else Path(__file__).parent.parent / "policies"
+"""The scripts that come with nedge: inside an installed package, beside it in a checkout."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message has a line per problem."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Gateway(_Section):
+    """The bridge, and how packets of undecided flows reach us."""
+
+    mode: Literal["inline", "monitor"] = "inline"
+    """inline: verdicts happen. monitor: flows are judged and logged, every packet passes."""
+    bridge: Annotated[str, Field(pattern=r"^[^\s/]{1,15}$")] = "nedge0"
+    """Created if it does not exist; adopted, and left as found, if it does."""
+    lan: list[str] = []
+    wan: list[str] = []
+    fail: Literal["open", "closed"] = "open"
+    """What happens to packets while nobody judges them."""
+    queue: Annotated[int, Field(ge=0, le=65535)] = 71
+    queue_length: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+
+
+class NetworkSection(_Section):
+    """What is local."""
+
+    local: list[Network] = Field(default_factory=lambda: [_network(text) for text in LOCAL_NETWORKS])
+    own_addresses: list[str] = []
+    """Addresses of this box: local too."""
+
+
+class VerdictSection(_Section):
+    """From statuses and scores to pass or drop."""
+
+    drop_score: Score = DEFAULT_DROP_SCORE
+    """Flow score from which a flow is dropped; 0 = never."""
+    host_drop_score: Score = 0
+    """Live host score from which all of a host's flows are dropped; 0 = never."""
+    quarantine_seconds: Annotated[float, Field(gt=0)] = 300
+    block_statuses: list[str] = ["status_blacklisted"]
+    """Statuses that block by themselves, whatever the score."""
+
+    @field_validator("block_statuses")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in STATUS_TYPES or name == "status_normal":
+                raise ValueError(f"unknown status {name!r}: allowed are {', '.join(list(STATUS_TYPES)[1:])}")
+        return names
+
+
+class Failures(_Section):
+    """What happens to packets when something fails. Each has a counter."""
+
+    unclassified: PassOrDrop = "pass"
+    """Flows that nDPI could not name within the limits."""
+    malformed: PassOrDrop = "pass"
+    fragment: PassOrDrop = "pass"
+    """Non-first fragments. On a bridge the kernel reassembles before we see them."""
+    table_full: PassOrDrop = "pass"
+    """Packets of new flows when max_flows are live."""
+    script_error: PassOrDrop = "pass"
+    """Flows on which a script raised."""
+    dpi_error: PassOrDrop = "pass"
+
+
+class Limits(_Section):
+    """Bounds on memory and waiting."""
+
+    max_flows: Annotated[int, Field(ge=1)] = 1_000_000
+    detection_packets: Annotated[int, Field(ge=1, le=32)] = 12
+    """Packets after which a flow is judged unclassified."""
+    detection_seconds: Annotated[float, Field(gt=0)] = 5
+    """Silence after which a flow is judged unclassified."""
+    idle_seconds: Annotated[float, Field(gt=0)] = 60
+    closed_seconds: Annotated[float, Field(gt=0)] = 15
+    """Silence that ends a closed or half-open TCP flow."""
+
+
+class Lists(_Section):
+    """Files with one entry a line; # starts a comment. Relative paths: to the configuration file."""
+
+    malware_hosts: list[Path] = []
+    """Addresses and networks."""
+    malware_domains: list[Path] = []
+    mining_domains: list[Path] = []
+    advertisement_domains: list[Path] = []
+    allow_hosts: list[Path] = []
+    """Addresses and networks that are never blocked, except by the operator."""
+
+
+class GeoIP(_Section):
+    country_database: Path | None = None
+    """A database in MaxMind's format with country.iso_code, such as GeoLite2-Country.mmdb."""
+
+
+class Dpi(_Section):
+    library: str = "auto"
+    """auto, system, nfstream (the shared object in its wheel), or a path to libndpi.so."""
+    watch_http: bool = True
+    """Judge plain HTTP request by request; false: by its first request only."""
+
+
+class Eve(_Section):
+    path: Path | None = None
+    """File for events, a JSON object a line. Relative: to the configuration file."""
+
+
+class Log(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+    """auto: console on a terminal, json elsewhere."""
+
+
+class Scripts(BaseModel):
+    """User scripts. Every other key is a table with one script's settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    directories: list[Path] = [SHIPPED_POLICIES]
+    """Relative paths: to the configuration file."""
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Script key -> its table."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Config(_Section):
+    """Everything. `Config()` is a working default for replay."""
+
+    gateway: Gateway = Gateway()
+    network: NetworkSection = Field(default_factory=NetworkSection)
+    verdict: VerdictSection = VerdictSection()
+    failures: Failures = Failures()
+    limits: Limits = Limits()
+    lists: Lists = Lists()
+    geoip: GeoIP = GeoIP()
+    dpi: Dpi = Dpi()
+    eve: Eve = Eve()
+    log: Log = Log()
+    scripts: Scripts = Scripts()
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            raw = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [f"{path}: {_sentence(problem, raw)}" for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+    return _resolve(config, path.parent)
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text)
+
+
+def _sentence(problem: Any, raw: dict[str, Any]) -> str:
+    """One pydantic error as: key, what was found, what is allowed."""
+    location = [str(part) for part in problem["loc"] if part not in ("IPv4Network", "IPv6Network")]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_of(location[:-1])
+        near = get_close_matches(location[-1], allowed, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{key}: unknown key; allowed here are {', '.join(allowed)}{hint}"
+    found = problem["input"]
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = "1 to 15 characters, without spaces or slashes (a network interface name)"
+    if problem["type"] in ("ip_v4_network", "ip_v6_network"):
+        message = "an IPv4 or IPv6 network such as 192.168.1.0/24, without host bits"
+    return f"{key}: found {found!r}; allowed is {message}"
+
+
+def _keys_of(location: list[str]) -> list[str]:
+    """Keys that the configuration knows at a place."""
+    model: Any = Config
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+def _resolve(config: Config, base: Path) -> Config:
+    """Make relative paths relative to the configuration file, not to where we happen to run."""
+
+    def at(path: Path) -> Path:
+        return base / path.expanduser()
+
+    lists = {name: [at(path) for path in getattr(config.lists, name)] for name in Lists.model_fields}
+    database, events = config.geoip.country_database, config.eve.path
+    return config.model_copy(
+        update={
+            "lists": config.lists.model_copy(update=lists),
+            "geoip": GeoIP(country_database=at(database) if database else None),
+            "eve": Eve(path=at(events) if events else None),
+            "scripts": config.scripts.model_copy(
+                update={"directories": [at(path) for path in config.scripts.directories]}
+            ),
+        }
+    )

@@ -1,0 +1,374 @@
+"""The engine: a packet and a time go in, an action comes out.
+
+`Engine.packet` is the whole journey: decode, find or open the flow, count, look into it while that can still
+change anything, and give the flow's verdict. Hooks run inside, before the packet that caused them is judged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nedge.core.events import AlertRaised, FlowEnded, HostQuarantined, Sink, VerdictChanged, ignore
+from nedge.core.flow import EndReason, Flow, Handshake, StatusRecord
+from nedge.core.hooks import Hook, HookCall, NoScripts, ScriptRunner
+from nedge.core.hosts import Directory, Host, HostBook
+from nedge.core.inspection import Inspector
+from nedge.core.packet import (
+    ACK,
+    FRAGMENT,
+    ICMP,
+    ICMPV6,
+    MAX_IP_LENGTH,
+    SYN,
+    TCP,
+    UDP,
+    Fragment,
+    Malformed,
+    Packet,
+    decode,
+    reverse_key,
+)
+from nedge.core.status import status_types
+from nedge.core.table import FlowTable
+from nedge.core.verdict import Action, Evidence, Failure, Operator, Policy, decide
+from nedge.core.watch import DnsWatch, parse_dns_query
+
+TICK = 30.0
+"""Seconds between two periodicUpdates of a flow."""
+_BLOCKED = status_types.status_blocked
+
+
+@dataclass(slots=True, kw_only=True)
+class Limits:
+    """Bounds on what the engine holds and waits for. Seconds are without any packet of the flow."""
+
+    max_flows: int = 1_000_000
+    detection_seconds: float = 5.0
+    closed_seconds: float = 15.0
+    """A flow that saw a FIN or RST, or never completed its handshake."""
+    idle_seconds: float = 60.0
+    quarantine_seconds: float = 300.0
+    table_full: Action = Action.PASS
+    """What happens to packets of new flows when the table is full."""
+    malformed: Action = Action.PASS
+    fragment: Action = Action.PASS
+    """Non-first fragments; on a bridge the kernel reassembles before we see them."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine did. All only grow."""
+
+    packets: int = 0
+    bytes: int = 0
+    flows: int = 0
+    dropped_packets: int = 0
+    fragments: int = 0
+    table_full: int = 0
+    dpi_errors: int = 0
+    script_errors: int = 0
+    unclassified: int = 0
+    alerts: int = 0
+    quarantines: int = 0
+    malformed: Counter[Malformed] = field(default_factory=Counter)
+
+
+class Engine:
+    """Flows, hosts, inspection, scripts and verdicts of one worker."""
+
+    def __init__(
+        self,
+        inspector: Inspector,
+        *,
+        scripts: ScriptRunner | None = None,
+        policy: Policy | None = None,
+        directory: Directory | None = None,
+        limits: Limits | None = None,
+        sink: Sink = ignore,
+    ) -> None:
+        self.inspector = inspector
+        self.scripts: ScriptRunner = scripts or NoScripts()
+        self.policy = policy or Policy()
+        self.limits = limits or Limits()
+        self.hosts = HostBook(directory or Directory())
+        self.table = FlowTable(self.limits.max_flows)
+        self.counters = Counters()
+        self.now = 0.0
+        """The latest time seen; it never goes back."""
+        self._sink = sink
+        self._next_id = 1
+        self._quarantined: list[Host] = []
+
+    # The way of a packet
+
+    def packet(
+        self, data: bytes, now: float, vlan: int = 0, mac: bytes = b"", wire_length: int = MAX_IP_LENGTH
+    ) -> Action:
+        """Judge one packet.
+
+        `data`: from the IP header on. `now`: epoch seconds. `mac`: of its sender on this segment, if known.
+        `wire_length`: bytes there were on the wire from the IP header on (see `packet.decode`).
+        """
+        if now < self.now:
+            now = self.now
+        elif self.table.next_wake <= now:
+            self.advance(now)
+        self.now = now
+        counters = self.counters
+        counters.packets += 1
+
+        packet = decode(data, vlan, wire_length)
+        if not isinstance(packet, Packet):
+            return self._not_a_packet(packet)
+        counters.bytes += packet.ip_length
+
+        flow = self.table.get(packet.key)
+        if flow is None or (
+            (packet.flags & SYN or flow.verdict.action) and self._starts_anew(flow, packet, now)
+        ):
+            flow = self._open(packet, now)
+            if flow is None:
+                counters.table_full += 1
+                return self.limits.table_full
+
+        from_client = packet.key == flow.key
+        flow.count(packet, from_client, now)
+        if flow.looking:
+            if mac:
+                self._learn_mac(flow, from_client, mac)
+            self._look(flow, packet, from_client, now)
+
+        action = flow.verdict.action
+        if action:
+            flow.dropped_packets += 1
+            counters.dropped_packets += 1
+        return action
+
+    def _not_a_packet(self, why: Malformed | Fragment) -> Action:
+        if why is FRAGMENT:
+            self.counters.fragments += 1
+            return self.limits.fragment
+        assert isinstance(why, Malformed)
+        self.counters.malformed[why] += 1
+        return self.limits.malformed
+
+    def _starts_anew(self, flow: Flow, packet: Packet, now: float) -> bool:
+        """Whether the packet opens a new flow on a 5-tuple that has one; that one then ends."""
+        if flow.proto == TCP:
+            anew = packet.flags & (SYN | ACK) == SYN and (
+                flow.closing or (bool(flow.verdict.action) and packet.seq != flow.isn)
+            )
+        else:
+            # A blocked query does not take the next one on its socket along: each is judged by itself.
+            anew = (
+                flow.proto == UDP
+                and isinstance(flow.watch, DnsWatch)
+                and flow.operator is Operator.NONE
+                and parse_dns_query(packet.payload_bytes()) is not None
+            )
+        if anew:
+            self._end(flow, now, EndReason.REPLACED)
+        return anew
+
+    def _open(self, packet: Packet, now: float) -> Flow | None:
+        if self.table.full:
+            return None
+        key = packet.key
+        if packet.flags & (SYN | ACK) == SYN | ACK:  # the answer is the first we see: the client is who asked
+            key = reverse_key(key)
+        size = (len(key) - 7) >> 1
+        client = self.hosts.acquire(key[3 : 3 + size], key[0] << 8 | key[1])
+        server = self.hosts.acquire(key[3 + size : 3 + 2 * size], client.vlan)
+        flow = Flow(self._next_id, key, client, server, packet, now, self.inspector.classifier.open())
+        self._next_id += 1
+        flow.blacklisted = client.blacklisted or server.blacklisted
+        if packet.proto in (ICMP, ICMPV6):
+            flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
+        self.table.add(flow)
+        self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))
+        self.counters.flows += 1
+        if self.policy.host_drop_score or client.operator or server.operator:
+            self.judge(flow, now)
+        return flow
+
+    @staticmethod
+    def _learn_mac(flow: Flow, from_client: bool, mac: bytes) -> None:
+        if from_client:
+            flow.client_mac = flow.client_mac or mac
+        else:
+            flow.server_mac = flow.server_mac or mac
+
+    def _look(self, flow: Flow, packet: Packet, from_client: bool, now: float) -> None:
+        """Inspect, and run the hooks there is news for. A failing inspection has its own policy."""
+        try:
+            for hook in self.inspector.look(flow, packet, from_client, int(now * 1000)):
+                self._news(flow, hook, now)
+        except Exception:
+            self.counters.dpi_errors += 1
+            self.inspector.abandon(flow)
+            flow.failures = (*flow.failures, Failure.DPI_ERROR)
+            if not flow.detected:
+                self._news(flow, Hook.PROTOCOL_DETECTED, now)
+            self.judge(flow, now)
+
+    # Hooks and verdict
+
+    def _news(self, flow: Flow, hook: Hook, now: float) -> None:
+        if hook is Hook.PROTOCOL_DETECTED:
+            flow.detected = True
+            flow.decided_at_packet = flow.packets
+            if Failure.UNCLASSIFIED in flow.failures:
+                self.counters.unclassified += 1
+            if self.scripts.wants(Hook.PERIODIC_UPDATE, flow.proto):
+                flow.next_tick = now + TICK
+                self.table.wake_at(flow, min(flow.timer, flow.next_tick))
+        self.run_hook(flow, hook, now)
+
+    def run_hook(self, flow: Flow, hook: Hook, now: float) -> None:
+        """Call the scripts, raise their alert, and judge the flow anew."""
+        if self.scripts.wants(hook, flow.proto):
+            before = flow.status_map
+            self._call(flow, hook, now)
+            if flow.status_map != before:
+                self._call(flow, Hook.STATUS_CHANGED, now)
+        self.judge(flow, now)
+
+    def _call(self, flow: Flow, hook: Hook, now: float) -> None:
+        if not self.scripts.wants(hook, flow.proto):
+            return
+        call = HookCall(flow, hook, int(now))
+        self.scripts.run(call)
+        if call.failed:
+            self.counters.script_errors += call.failed
+            if Failure.SCRIPT_ERROR not in flow.failures:
+                flow.failures = (*flow.failures, Failure.SCRIPT_ERROR)
+        candidate = call.candidate
+        if candidate is not None and candidate.score > flow.alerted_score:
+            flow.alerted_status = candidate.status.status_key
+            flow.alerted_score = candidate.score
+            self.counters.alerts += 1
+            self._sink(AlertRaised(flow, now, candidate))
+
+    def judge(self, flow: Flow, now: float) -> None:
+        """Recompute the flow's verdict from all that is known now."""
+        client, server = flow.client, flow.server
+        if self.policy.host_drop_score:
+            self._check_scores((client, server), now)
+        verdict = decide(self.evidence(flow, now), self.policy)
+        previous = flow.verdict
+        if verdict == previous:
+            return
+        flow.verdict = verdict
+        if verdict.action == previous.action:
+            return
+        flow.decided_at_packet = flow.packets
+        if verdict.action:
+            flow.status_map |= _BLOCKED.bit
+            if flow.statuses is None:
+                flow.statuses = {}
+            flow.statuses[_BLOCKED.status_key] = StatusRecord(0, "", verdict.reason)
+        else:
+            flow.status_map &= ~_BLOCKED.bit
+        self._sink(VerdictChanged(flow, now, previous))
+
+    def evidence(self, flow: Flow, now: float) -> Evidence:
+        """What the verdict is made from."""
+        client, server = flow.client, flow.server
+        return Evidence(
+            detected=flow.detected,
+            operator=_strongest(flow.operator, client.operator, server.operator),
+            allowed=client.allowed or server.allowed,
+            status_map=flow.status_map,
+            score=flow.score,
+            client_score=self._host_score(client, now),
+            server_score=self._host_score(server, now),
+            failures=flow.failures,
+        )
+
+    def _host_score(self, host: Host, now: float) -> int:
+        """The live gauge; while in quarantine not less than the limit that put the host there."""
+        if host.quarantined_until > now:
+            return max(host.score, self.policy.host_drop_score)
+        return host.score
+
+    def _check_scores(self, hosts: Iterable[Host], now: float) -> None:
+        """Quarantine hosts whose live score meets the limit: all their flows are judged anew."""
+        for host in hosts:
+            if host.score < self.policy.host_drop_score or host.allowed or host.quarantined_until > now:
+                continue
+            if host.operator is Operator.UNBLOCK:
+                continue
+            host.quarantined_until = now + self.limits.quarantine_seconds
+            self._quarantined.append(host)
+            self.counters.quarantines += 1
+            self._sink(HostQuarantined(host, now, host.quarantined_until))
+            self.rejudge(host, now)
+
+    def rejudge(self, host: Host | None, now: float) -> None:
+        """Judge every live flow anew, or those of one host."""
+        for flow in self.table:
+            if host is None or flow.client is host or flow.server is host:
+                self.judge(flow, now)
+
+    # Time
+
+    def advance(self, now: float) -> None:
+        """Let time pass: silent detections, periodicUpdate, ends of flows and of quarantines."""
+        self.now = max(self.now, now)
+        for at, flow in self.table.due(self.now):
+            self._wake(flow, at)
+        if self._quarantined and any(host.quarantined_until <= self.now for host in self._quarantined):
+            over = [host for host in self._quarantined if host.quarantined_until <= self.now]
+            self._quarantined = [host for host in self._quarantined if host not in over]
+            for host in over:
+                self.rejudge(host, self.now)
+                self.hosts.forget_if_idle(host, self.now)
+
+    def _wake(self, flow: Flow, now: float) -> None:
+        ends = flow.last_seen + self._patience(flow)
+        if ends <= now:
+            self._end(flow, now, EndReason.CLOSED if flow.closing else EndReason.IDLE)
+            return
+        if not flow.detected:
+            silent = flow.last_seen + self.limits.detection_seconds
+            if silent <= now:
+                for hook in self.inspector.stop_waiting(flow):
+                    self._news(flow, hook, now)
+            else:
+                ends = min(ends, silent)
+        if flow.next_tick and flow.next_tick <= now:
+            self.run_hook(flow, Hook.PERIODIC_UPDATE, now)
+            flow.tick += 1
+            flow.next_tick += TICK
+        if flow.next_tick:
+            ends = min(ends, flow.next_tick)
+        self.table.wake_at(flow, ends)
+
+    def _patience(self, flow: Flow) -> float:
+        """Seconds of silence that end the flow."""
+        if flow.proto == TCP and (flow.closing or Handshake.NONE < flow.handshake < Handshake.DONE):
+            return min(self.limits.closed_seconds, self.limits.idle_seconds)
+        return self.limits.idle_seconds
+
+    def _end(self, flow: Flow, now: float, reason: EndReason) -> None:
+        for hook in self.inspector.finish(flow):
+            self._news(flow, hook, now)
+        self.run_hook(flow, Hook.FLOW_END, now)
+        self.table.remove(flow)
+        self._sink(FlowEnded(flow, now, reason))
+        flow.release_scores()
+        self.hosts.release(flow.client, now)
+        self.hosts.release(flow.server, now)
+
+    def finish(self, now: float) -> None:
+        """Shut down: every flow ends."""
+        self.advance(now)
+        for flow in self.table:
+            self._end(flow, self.now, EndReason.SHUTDOWN)
+
+
+def _strongest(flow: Operator, client: Operator, server: Operator) -> Operator:
+    """A word on the flow itself beats one on its hosts; unblock beats block."""
+    return flow or max(client, server)

@@ -1,0 +1,118 @@
+"""What deep packet inspection tells the core: classification and facts of a flow, and how it is asked.
+
+The core knows the inspector only by the two protocols below; `nedge.dpi` implements them with nDPI.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+UNKNOWN_WORD = 0
+"""The classification word of a flow about which nothing is known yet."""
+
+
+class Classification(NamedTuple):
+    """Names and ids for one classification word. Ids and names are nDPI's, of the loaded version."""
+
+    master_id: int
+    """Master protocol (TLS of TLS.Google); 0 where there is only one level."""
+    app_id: int
+    """Application protocol; 0 while undetected."""
+    protocol: str
+    """`Master.App`, or the one name there is; `Unknown` while undetected."""
+    master: str
+    """Name of the master protocol, empty where there is only one level."""
+    app: str
+    """Name of the application protocol; `Unknown` while undetected."""
+    category_id: int
+    category: str
+    breed: str
+
+
+UNKNOWN = Classification(0, 0, "Unknown", "", "Unknown", 0, "Unspecified", "Unrated")
+
+
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What was read in a flow's payload, beyond its protocol. Empty string, 0 or () where absent."""
+
+    hostname: str = ""
+    """The server's name as the client gave it: TLS or QUIC SNI, HTTP Host, DNS query. Lower case."""
+    dns_query: str = ""
+    dns_query_type: int = 0
+    dns_reply_code: int = 0
+    http_url: str = ""
+    http_method: str = ""
+    http_code: int = 0
+    http_user_agent: str = ""
+    http_content_type: str = ""
+    tls_version: int = 0
+    """As on the wire: 0x0301 (TLS 1.0) … 0x0304 (TLS 1.3)."""
+    tls_sni: str = ""
+    """SNI of TLS, or of QUIC."""
+    tls_alpn: str = ""
+    """Comma-separated, in the client's order."""
+    tls_cipher: str = ""
+    ja3: str = ""
+    ja3s: str = ""
+    ja4: str = ""
+    cert_not_before: int = 0
+    """Epoch seconds, UTC; 0 if no certificate was seen."""
+    cert_not_after: int = 0
+    cert_issuer: str = ""
+    cert_subject: str = ""
+    cert_names: tuple[str, ...] = ()
+    """Names that the certificate is valid for."""
+    cert_sha1: str = ""
+    ssh_client: str = ""
+    ssh_server: str = ""
+    hassh_client: str = ""
+    hassh_server: str = ""
+
+
+class DpiFlow(Protocol):
+    """Inspection state of one flow. `close()` it exactly once, as soon as nothing more is asked."""
+
+    def feed(self, packet: bytes, time_ms: int) -> int:
+        """Inspect one packet, from its IP header on, and give the classification word so far.
+
+        Word: master id | application id << 16 | category id << 32. The application id is 0 until
+        detection. All packets of one flow must share the L4 protocol. Time never goes back.
+        """
+
+    def more_possible(self) -> bool:
+        """Whether further packets can still add facts or refine the protocol (extra dissection)."""
+
+    def give_up(self) -> int:
+        """End detection, guessing where possible (by port, by address); gives the final word."""
+
+    def hostname(self) -> str:
+        """The server name seen so far, lower case (nDPI keeps the last 79 characters), or ""."""
+
+    def risks(self) -> int:
+        """nDPI's 64-bit flow risk bitmap."""
+
+    def facts(self) -> Facts:
+        """All facts seen so far. Costs microseconds: ask once, when they are complete."""
+
+    def close(self) -> None:
+        """Free the state."""
+
+
+class Classifier(Protocol):
+    """One inspection module, with its own memory. Never shared between threads."""
+
+    version: str
+
+    def open(self) -> DpiFlow:
+        """Fresh inspection state for a flow."""
+
+    def describe(self, word: int) -> Classification:
+        """Names for a word. Cheap: answers are kept."""
+
+    def protocol_id(self, name: str) -> int | None:
+        """The id of a protocol by its name, in any case; None if this version has none of that name."""
+
+    def risk_names(self, risks: int) -> list[str]:
+        """Names of the bits set in a risk bitmap."""

@@ -1,0 +1,288 @@
+"""A flow: its counters, TCP state, classification, statuses, scores and verdict.
+
+Many are alive at once: slots, and no state that only undecided flows need is kept beyond that.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from nedge.core.facts import UNKNOWN, Classification, DpiFlow, Facts
+from nedge.core.hosts import Host
+from nedge.core.packet import ACK, FIN, HEAD_LENGTH, PSH, RST, SYN, TCP, Packet
+from nedge.core.status import MAX_CALL_SCORE, MAX_TOTAL_SCORE, StatusType, status_types
+from nedge.core.stream import Stream
+from nedge.core.verdict import UNDETECTED, Failure, Operator, Verdict
+from nedge.core.watch import Watch
+
+NO_FACTS = Facts()
+
+
+class Handshake(IntEnum):
+    """How far the TCP three-way handshake was seen, in order."""
+
+    NONE = 0
+    SYN = 1
+    SYN_ACK = 2
+    DONE = 3
+
+
+class EndReason(IntEnum):
+    """Why a flow ended."""
+
+    IDLE = 0
+    CLOSED = 1
+    REPLACED = 2
+    """Its 5-tuple was opened anew."""
+    SHUTDOWN = 3
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class StatusRecord(NamedTuple):
+    """Who set a status, and what came with it."""
+
+    score: int
+    script: str
+    info: Any
+
+
+class Flow:
+    """One flow, both directions. "Sent" is client to server."""
+
+    __slots__ = (
+        "alerted_score",
+        "alerted_status",
+        "blacklisted",
+        "bytes_rcvd",
+        "bytes_sent",
+        "classification",
+        "client",
+        "client_mac",
+        "client_port",
+        "client_score",
+        "closing",
+        "decided_at_packet",
+        "detected",
+        "dpi",
+        "dropped_packets",
+        "facts",
+        "facts_at",
+        "failures",
+        "first_classification",
+        "first_seen",
+        "goodput_rcvd",
+        "goodput_sent",
+        "handshake",
+        "hostname",
+        "icmp",
+        "id",
+        "isn",
+        "key",
+        "last_seen",
+        "looking",
+        "match_length",
+        "match_payload",
+        "next_tick",
+        "operator",
+        "packets_rcvd",
+        "packets_sent",
+        "proto",
+        "renamed",
+        "requests",
+        "risks",
+        "score",
+        "server",
+        "server_mac",
+        "server_port",
+        "server_score",
+        "status_map",
+        "statuses",
+        "streams",
+        "tcp_flags",
+        "tick",
+        "timer",
+        "verdict",
+        "vlan",
+        "watch",
+        "word",
+    )
+
+    def __init__(
+        self, flow_id: int, key: bytes, client: Host, server: Host, first: Packet, now: float, dpi: DpiFlow | None
+    ) -> None:
+        """`key`: of the client-to-server direction. `first`: the packet that opens the flow."""
+        self.id = flow_id
+        self.key = key
+        self.vlan = client.vlan
+        self.proto = proto = first.proto
+        self.client = client
+        self.server = server
+        self.client_port = key[-4] << 8 | key[-3]
+        self.server_port = key[-2] << 8 | key[-1]
+        self.client_mac = b""
+        self.server_mac = b""
+        self.first_seen = self.last_seen = now
+        self.packets_sent = self.packets_rcvd = 0
+        self.bytes_sent = self.bytes_rcvd = 0
+        """IP lengths."""
+        self.goodput_sent = self.goodput_rcvd = 0
+        """L4 payload of TCP, UDP and SCTP."""
+        self.icmp: tuple[int, int] | None = None
+        """Type and code of the first packet, for ICMP and ICMPv6."""
+
+        self.handshake = Handshake.NONE
+        self.closing = False
+        """A FIN or RST was seen."""
+        self.isn = first.seq
+        self.tcp_flags = 0
+        """All flags seen, both directions, or-ed."""
+        self.streams: tuple[Stream, Stream] | None = (Stream(), Stream()) if proto == TCP else None
+        """Client's, server's; None when order no longer matters."""
+
+        self.dpi = dpi
+        """Inspection state; None once inspection is over."""
+        self.watch: Watch | None = None
+        """Finds each further name in flows that ask for many (DNS, plain HTTP)."""
+        self.looking = True
+        """Whether packets still have to be looked into: inspected, or watched."""
+        self.word = 0
+        self.detected = False
+        """protocolDetected has run."""
+        self.classification: Classification = UNKNOWN
+        """Of what the flow talks about now: a watched flow's latest request."""
+        self.first_classification: Classification = UNKNOWN
+        """Of the flow as a whole: that of its first request."""
+        self.hostname = ""
+        self.requests = 0
+        """Different requests that the watch has seen."""
+        self.renamed = False
+        """A later request asked for another name than the first."""
+        self.facts: Facts = NO_FACTS
+        self.facts_at = -1
+        """Packet count at which `facts` was read."""
+        self.risks = 0
+        self.blacklisted = False
+        """By an address or name list."""
+        self.match_length = 0
+        self.match_payload: bytes | None = None
+        """Payload of the packet on which detection completed."""
+
+        self.status_map = 0
+        self.statuses: dict[int, StatusRecord] | None = None
+        self.score = 0
+        self.client_score = 0
+        self.server_score = 0
+        self.alerted_status = 0
+        self.alerted_score = 0
+        self.tick = 0
+        self.next_tick = 0.0
+        """When the next periodicUpdate is due; 0 if none is."""
+
+        self.timer = 0
+        """The second its timer is set to; the table's."""
+
+        self.operator = Operator.NONE
+        self.failures: tuple[Failure, ...] = ()
+        self.verdict: Verdict = UNDETECTED
+        self.decided_at_packet = 0
+        self.dropped_packets = 0
+
+    @property
+    def packets(self) -> int:
+        return self.packets_sent + self.packets_rcvd
+
+    @property
+    def bytes(self) -> int:
+        return self.bytes_sent + self.bytes_rcvd
+
+    @property
+    def goodput(self) -> int:
+        return self.goodput_sent + self.goodput_rcvd
+
+    @property
+    def is_v6(self) -> bool:
+        return len(self.key) > HEAD_LENGTH + 12
+
+    def count(self, packet: Packet, from_client: bool, now: float) -> None:
+        """Account for one packet."""
+        self.last_seen = now
+        if from_client:
+            self.packets_sent += 1
+            self.bytes_sent += packet.ip_length
+            self.goodput_sent += packet.payload_length
+        else:
+            self.packets_rcvd += 1
+            self.bytes_rcvd += packet.ip_length
+            self.goodput_rcvd += packet.payload_length
+        flags = packet.flags
+        if flags and (flags & (SYN | FIN | RST) or self.handshake == Handshake.SYN_ACK):
+            self._follow_tcp(flags, from_client)
+
+    def _follow_tcp(self, flags: int, from_client: bool) -> None:
+        self.tcp_flags |= flags
+        if flags & (FIN | RST):
+            self.closing = True
+        kind = flags & (SYN | ACK | FIN | RST)
+        if kind == SYN and from_client:
+            if self.handshake == Handshake.NONE and not self.goodput_sent and not self.goodput_rcvd:
+                self.handshake = Handshake.SYN
+        elif kind == SYN | ACK and not from_client:
+            if self.handshake == Handshake.SYN:
+                self.handshake = Handshake.SYN_ACK
+        elif self.handshake == Handshake.SYN_ACK and from_client and flags & ~PSH == ACK:
+            self.handshake = Handshake.DONE
+
+    # Statuses and scores
+
+    def set_status(
+        self,
+        status: StatusType,
+        flow_score: int = 0,
+        client_score: int = 0,
+        server_score: int = 0,
+        script: str = "",
+        info: Any = None,
+    ) -> bool:
+        """Set a status and add its scores, each clamped to 0..1000. False, and nothing done, if it is set."""
+        if self.status_map & status.bit:
+            return False
+        flow_score = clamp_score(flow_score)
+        self.status_map |= status.bit
+        if self.statuses is None:
+            self.statuses = {}
+        self.statuses[status.status_key] = StatusRecord(flow_score, script, info)
+        self.score = min(self.score + flow_score, MAX_TOTAL_SCORE)
+        before = self.client_score
+        self.client_score = min(before + clamp_score(client_score), MAX_TOTAL_SCORE)
+        self.client.score_as_client += self.client_score - before
+        before = self.server_score
+        self.server_score = min(before + clamp_score(server_score), MAX_TOTAL_SCORE)
+        self.server.score_as_server += self.server_score - before
+        return True
+
+    def clear_status(self, status: StatusType) -> None:
+        """Clear the bit, and only the bit: scores stay."""
+        self.status_map &= ~status.bit
+
+    def release_scores(self) -> None:
+        """The flow ends: its hosts' live scores lose its share."""
+        self.client.score_as_client -= self.client_score
+        self.server.score_as_server -= self.server_score
+
+    @property
+    def predominant_status(self) -> int:
+        """Key of the set status with the highest score, the lowest key among equals; 0 for none."""
+        best, best_score = status_types.status_normal.status_key, -1
+        for key in sorted(self.statuses or ()):
+            if self.status_map >> key & 1 and self.statuses[key].score > best_score:  # type: ignore[index]
+                best, best_score = key, self.statuses[key].score  # type: ignore[index]
+        return best
+
+
+def clamp_score(score: int | None) -> int:
+    """One call's score: absent = 0, else within 0..1000."""
+    return 0 if not score or score < 0 else min(int(score), MAX_CALL_SCORE)

@@ -1,0 +1,149 @@
+"""Hosts: the two ends of flows, what is known of them, and their live score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Network, ip_address, ip_network
+from socket import AF_INET, AF_INET6, inet_ntop
+
+from nedge.core.lists import Network, NetworkSet
+from nedge.core.verdict import Operator
+
+CountryLookup = Callable[[str], str | None]
+"""IP address in text form -> ISO 3166 two-letter code, or None."""
+
+
+def ip_text(address: bytes) -> str:
+    """4 or 16 bytes -> text form."""
+    return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+
+
+class Host:
+    """One address in one VLAN, alive while it has flows (or is quarantined)."""
+
+    __slots__ = (
+        "address",
+        "allowed",
+        "blacklisted",
+        "flows",
+        "ip",
+        "local",
+        "operator",
+        "quarantined_until",
+        "score_as_client",
+        "score_as_server",
+        "unicast",
+        "vlan",
+    )
+
+    def __init__(self, address: bytes, vlan: int) -> None:
+        self.address = address
+        self.vlan = vlan
+        self.ip = ip_text(address)
+        self.flows = 0
+        """Live flows it is an end of."""
+        self.local = False
+        self.unicast = True
+        self.blacklisted = False
+        self.allowed = False
+        self.score_as_client = 0
+        self.score_as_server = 0
+        self.operator = Operator.NONE
+        self.quarantined_until = 0.0
+
+    @property
+    def score(self) -> int:
+        """The live gauge: what its active flows added for it, in both roles."""
+        return self.score_as_client + self.score_as_server
+
+    @property
+    def key(self) -> str:
+        """`IP@VLAN`, the VLAN always present."""
+        return f"{self.ip}@{self.vlan}"
+
+
+class Directory:
+    """What the configuration and the lists say of addresses. Replaced whole when they change."""
+
+    def __init__(
+        self,
+        *,
+        local_networks: Iterable[str | Network] = (),
+        own_addresses: Iterable[str] = (),
+        malware: NetworkSet | None = None,
+        allowed: NetworkSet | None = None,
+        country: CountryLookup | None = None,
+    ) -> None:
+        networks = [ip_network(net, strict=False) if isinstance(net, str) else net for net in local_networks]
+        self._local = NetworkSet(networks)
+        self._own = frozenset(own_addresses)
+        self._malware = malware or NetworkSet()
+        self._allowed = allowed or NetworkSet()
+        self._country = country
+        self._not_unicast = frozenset(
+            str(address)
+            for net in networks
+            if isinstance(net, IPv4Network) and 1 <= net.prefixlen <= 30
+            for address in (net.network_address, net.broadcast_address)
+        )
+
+    def country(self, ip: str) -> str | None:
+        return self._country(ip) if self._country else None
+
+    def is_local(self, ip: str) -> bool:
+        """Inside the local networks, or an address of the box."""
+        return ip in self._own or ip in self._local
+
+    def is_unicast(self, ip: str) -> bool:
+        """Neither broadcast nor multicast, as ntopng counts them."""
+        if ip in self._not_unicast or ip in ("255.255.255.255", "0.0.0.0"):  # noqa: S104
+            return False
+        return not ip_address(ip).is_multicast
+
+    def describe(self, host: Host) -> None:
+        """Fill in what depends on lists and configuration."""
+        ip = host.ip
+        host.local = self.is_local(ip)
+        host.unicast = self.is_unicast(ip)
+        host.blacklisted = ip in self._malware
+        host.allowed = ip in self._allowed
+
+
+class HostBook:
+    """All live hosts."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self._hosts: dict[tuple[int, bytes], Host] = {}
+
+    def __len__(self) -> int:
+        return len(self._hosts)
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(self._hosts.values())
+
+    def acquire(self, address: bytes, vlan: int) -> Host:
+        """The host, made if new; one more flow holds it."""
+        host = self._hosts.get((vlan, address))
+        if host is None:
+            host = self._hosts[vlan, address] = Host(address, vlan)
+            self.directory.describe(host)
+        host.flows += 1
+        return host
+
+    def release(self, host: Host, now: float) -> None:
+        """One flow less holds it; forgotten when none does and nothing is to be remembered."""
+        host.flows -= 1
+        if host.flows == 0:
+            self.forget_if_idle(host, now)
+
+    def forget_if_idle(self, host: Host, now: float) -> None:
+        """Forget a host that has neither flows nor anything to be remembered for."""
+        if host.flows == 0 and host.operator is Operator.NONE and host.quarantined_until <= now:
+            self._hosts.pop((host.vlan, host.address), None)
+
+    def replace_directory(self, directory: Directory) -> None:
+        """New lists or configuration: every live host is described anew."""
+        self.directory = directory
+        for host in self._hosts.values():
+            directory.describe(host)

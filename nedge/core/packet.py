@@ -1,0 +1,207 @@
+"""Packet decoding: bytes from the IP header on become a `Packet`, or a reason why not. Never an exception.
+
+Formats: RFC 791 (IPv4), RFC 8200 (IPv6 and its extension headers), RFC 9293 (TCP), RFC 768 (UDP),
+RFC 9260 (SCTP), RFC 2003 and RFC 4213 (IP-in-IP, 6in4).
+
+This is the per-packet path: the common case (no options, no extension headers) runs through without a call.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from struct import Struct
+
+ICMP, IGMP, IPIP, TCP, UDP, IPV6, GRE, ICMPV6, SCTP = 1, 2, 4, 6, 17, 41, 47, 58, 132
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+
+MAX_IP_LENGTH = 0xFFFF
+MAX_TUNNELS = 4
+"""Nested IP headers that are unwrapped; more are malformed."""
+MAX_EXTENSION_HEADERS = 16
+
+_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51, 60
+_EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION))
+
+_HEADS = tuple(bytes((0, 0, proto)) for proto in range(256))
+_NO_PORTS = bytes(4)
+HEAD_LENGTH = 3
+"""Bytes of VLAN and L4 protocol in front of a flow key."""
+
+_tcp_fields = Struct("!4xI4xBB").unpack_from  # sequence number, data offset, flags
+
+
+class Malformed(StrEnum):
+    """Why bytes are not a packet."""
+
+    EMPTY = "empty"
+    VERSION = "ip_version"
+    SHORT_IP = "ip_header_cut"
+    IP_LENGTH = "ip_length"
+    """Header or total length contradicts itself or the frame."""
+    SHORT_L4 = "l4_header_cut"
+    L4_LENGTH = "l4_length"
+    EXTENSIONS = "ipv6_extensions"
+    TUNNELS = "tunnel_depth"
+
+
+class Fragment:
+    """A non-first fragment: it carries no ports, so it belongs to no flow."""
+
+    __slots__ = ()
+
+
+FRAGMENT = Fragment()
+
+
+class Packet:
+    """A decoded packet. Lengths come from the headers, so they hold where only the start was captured."""
+
+    __slots__ = ("data", "flags", "ip_length", "key", "l4", "payload", "payload_length", "proto", "seq")
+
+    data: bytes
+    """From the (innermost) IP header on, trimmed to its total length; may be cut short by the capture."""
+    key: bytes
+    """VLAN, L4 protocol, source and destination address, source and destination port: see `reverse_key`."""
+    proto: int
+    ip_length: int
+    l4: int
+    """Offset of the L4 header in `data`."""
+    payload: int
+    """Offset of the L4 payload in `data`; may lie beyond its end."""
+    payload_length: int
+    """L4 payload bytes on the wire. 0 for protocols other than TCP, UDP and SCTP."""
+    flags: int
+    """TCP flags; 0 for other protocols."""
+    seq: int
+
+    def payload_bytes(self) -> bytes:
+        """What was captured of the payload."""
+        return self.data[self.payload :]
+
+
+def reverse_key(key: bytes) -> bytes:
+    """The key of the same flow's other direction."""
+    address = (len(key) - HEAD_LENGTH - 4) >> 1
+    middle = HEAD_LENGTH + address
+    return key[:HEAD_LENGTH] + key[middle:-4] + key[HEAD_LENGTH:middle] + key[-2:] + key[-4:-2]
+
+
+def decode(
+    data: bytes, vlan: int = 0, wire_length: int = MAX_IP_LENGTH, depth: int = 0
+) -> Packet | Fragment | Malformed:
+    """Decode one packet.
+
+    `data` starts at the IP header and may be longer (link padding is trimmed) or shorter (a capture cut it)
+    than the packet. `wire_length` is how many bytes there were on the wire from there on: a total length
+    beyond it is malformed.
+    """
+    size = len(data)
+    if size == 0:
+        return Malformed.EMPTY
+    first = data[0]
+    if first == 0x45 or (first >> 4 == 4):
+        if size < 20:
+            return Malformed.SHORT_IP
+        l4 = (first & 0x0F) << 2
+        length = data[2] << 8 | data[3]
+        if l4 < 20 or length < l4 or length > wire_length:
+            return Malformed.IP_LENGTH
+        proto = data[9]
+        if (data[6] & 0x1F) or data[7]:
+            return FRAGMENT
+        addresses = data[12:20]
+        # A first fragment ends before its datagram does; its L4 lengths cannot be checked against it.
+        whole = not data[6] & 0x20
+    elif first >> 4 == 6:
+        if size < 40:
+            return Malformed.SHORT_IP
+        length = 40 + (data[4] << 8 | data[5])
+        if length > wire_length:
+            return Malformed.IP_LENGTH
+        proto = data[6]
+        l4 = 40
+        addresses = data[8:40]
+        whole = True
+        if proto in _EXTENSIONS:
+            walked = _walk_extensions(data, proto, min(length, size))
+            if not isinstance(walked, tuple):
+                return walked
+            proto, l4, whole = walked
+    else:
+        return Malformed.VERSION
+    if size > length:
+        data = data[:length]
+        size = length
+
+    if proto == IPIP or proto == IPV6:
+        if depth == MAX_TUNNELS:
+            return Malformed.TUNNELS
+        return decode(data[l4:], vlan, length - l4, depth + 1)
+
+    packet = Packet()
+    packet.data = data
+    packet.proto = proto
+    packet.ip_length = length
+    packet.l4 = l4
+    head = _HEADS[proto] if vlan == 0 else bytes((vlan >> 8 & 0xFF, vlan & 0xFF, proto))
+    if proto == TCP:
+        if size < l4 + 20:
+            return Malformed.SHORT_L4
+        packet.seq, offset, packet.flags = _tcp_fields(data, l4)
+        payload = l4 + (offset >> 4 << 2)
+        if payload < l4 + 20 or payload > length:
+            return Malformed.L4_LENGTH
+        packet.payload = payload
+        packet.payload_length = length - payload
+        packet.key = head + addresses + data[l4 : l4 + 4]
+        return packet
+    packet.flags = packet.seq = 0
+    if proto == UDP:
+        if size < l4 + 8:
+            return Malformed.SHORT_L4
+        udp_length = data[l4 + 4] << 8 | data[l4 + 5]
+        # 0 is a jumbogram's or an offloaded packet's; the IP length then says it.
+        if udp_length and (udp_length < 8 or (whole and udp_length > length - l4)):
+            return Malformed.L4_LENGTH
+        packet.payload = l4 + 8
+        packet.payload_length = length - l4 - 8
+        packet.key = head + addresses + data[l4 : l4 + 4]
+        return packet
+    if proto == SCTP:
+        if size < l4 + 12:
+            return Malformed.SHORT_L4
+        packet.payload = l4 + 12
+        packet.payload_length = length - l4 - 12
+        packet.key = head + addresses + data[l4 : l4 + 4]
+        return packet
+    if (proto == ICMP or proto == ICMPV6) and size < l4 + 4:
+        return Malformed.SHORT_L4
+    packet.payload = l4
+    packet.payload_length = 0
+    packet.key = head + addresses + _NO_PORTS
+    return packet
+
+
+def _walk_extensions(data: bytes, proto: int, end: int) -> tuple[int, int, bool] | Fragment | Malformed:
+    """Skip IPv6 extension headers: the L4 protocol, its offset, and whether the datagram is whole."""
+    at = 40
+    whole = True
+    for _ in range(MAX_EXTENSION_HEADERS):
+        if proto not in _EXTENSIONS:
+            return proto, at, whole
+        if at + 8 > end:
+            return Malformed.EXTENSIONS
+        if proto == _FRAGMENT:
+            if data[at + 2] or data[at + 3] & 0xF8:
+                return FRAGMENT
+            whole = whole and not data[at + 3] & 1
+            size = 8
+        elif proto == _AUTHENTICATION:
+            size = (data[at + 1] + 2) << 2
+        else:
+            size = (data[at + 1] + 1) << 3
+        proto = data[at]
+        at += size
+        if at > end:
+            return Malformed.EXTENSIONS
+    return Malformed.EXTENSIONS

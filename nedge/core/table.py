@@ -1,0 +1,80 @@
+"""The flow table: flows by key, with a bound, and the timers of flows.
+
+Every flow stands under the keys of both its directions: one slice of the packet finds it.
+
+Timers cost a live flow nothing per packet: a flow waits in the bucket of the second at which it could first be
+due; when that comes and packets have moved the flow's own time on, it is put off, not acted upon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from nedge.core.flow import Flow
+from nedge.core.packet import reverse_key
+
+
+class FlowTable:
+    """Live flows. `get` is the per-packet lookup."""
+
+    def __init__(self, max_flows: int) -> None:
+        self.max_flows = max_flows
+        self.count = 0
+        self._flows: dict[bytes, Flow] = {}
+        self.get = self._flows.get
+        """Key of either direction -> Flow, or None."""
+        self._buckets: dict[int, list[Flow]] = {}
+        self._seconds: list[int] = []  # heap of the keys of _buckets
+
+    @property
+    def full(self) -> bool:
+        return self.count >= self.max_flows
+
+    def add(self, flow: Flow) -> None:
+        flows = self._flows
+        flows[flow.key] = flow
+        flows[reverse_key(flow.key)] = flow
+        self.count += 1
+
+    def remove(self, flow: Flow) -> None:
+        """Forget a flow. Its timer, if any, finds it gone."""
+        flows = self._flows
+        if flows.get(flow.key) is flow:
+            del flows[flow.key]
+            flows.pop(reverse_key(flow.key), None)  # the same key where both ends are one
+            self.count -= 1
+
+    def __contains__(self, flow: Flow) -> bool:
+        return self._flows.get(flow.key) is flow
+
+    def __iter__(self) -> Iterator[Flow]:
+        """Each flow once, in order of arrival; the table may change meanwhile."""
+        for key, flow in list(self._flows.items()):
+            if key == flow.key and flow in self:
+                yield flow
+
+    def wake_at(self, flow: Flow, when: float) -> None:
+        """Have `due` give the flow once `when` (epoch seconds) has passed. Replaces what was asked before."""
+        flow.timer = second = int(when) + 1
+        bucket = self._buckets.get(second)
+        if bucket is None:
+            bucket = self._buckets[second] = []
+            heappush(self._seconds, second)
+        bucket.append(flow)
+
+    @property
+    def next_wake(self) -> float:
+        """When the next timer is due; infinity if none is."""
+        return self._seconds[0] if self._seconds else float("inf")
+
+    def due(self, now: float) -> Iterator[tuple[float, Flow]]:
+        """Flows that are still here and whose time has come, with that time, in order of it.
+
+        Each wants a new `wake_at`, or `remove`.
+        """
+        while self._seconds and self._seconds[0] <= now:
+            second = heappop(self._seconds)
+            for flow in self._buckets.pop(second):
+                if flow.timer == second and flow in self:
+                    yield float(second), flow

@@ -1,0 +1,132 @@
+"""The verdict: a pure function from what is known of a flow and its hosts, and the policy.
+
+Nothing else decides. The rules stand in `decide` in their order of precedence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+from nedge.core.status import status_names, status_types
+
+DEFAULT_DROP_SCORE = 100
+
+
+class Action(IntEnum):
+    """What happens to a packet. Falsy = it goes on its way."""
+
+    PASS = 0
+    DROP = 1
+    REJECT = 2
+
+    @property
+    def label(self) -> str:
+        """`pass`, `drop` or `reject`."""
+        return self.name.lower()
+
+
+class Rule(StrEnum):
+    """The rule that decided."""
+
+    UNDETECTED = "undetected"
+    """Not classified yet: passes, within the limits."""
+    OPERATOR_BLOCK = "operator_block"
+    OPERATOR_UNBLOCK = "operator_unblock"
+    ALLOW_LIST = "allow_list"
+    FAILURE = "failure"
+    """A failure whose named policy is not to pass: `unclassified`, `script_error`, `dpi_error`."""
+    STATUS = "status"
+    FLOW_SCORE = "flow_score"
+    HOST_SCORE = "host_score"
+    CLEAN = "clean"
+    """No rule objects."""
+
+
+class Operator(IntEnum):
+    """An operator's explicit word on a flow or host."""
+
+    NONE = 0
+    BLOCK = 1
+    UNBLOCK = 2
+
+
+class Failure(StrEnum):
+    """Failures that have a named policy and concern one flow."""
+
+    UNCLASSIFIED = "unclassified"
+    SCRIPT_ERROR = "script_error"
+    DPI_ERROR = "dpi_error"
+
+
+class Verdict(NamedTuple):
+    """An action and why."""
+
+    action: Action
+    rule: Rule
+    detail: str = ""
+    """What met the rule: names of statuses, a score against its limit, a failure."""
+
+    @property
+    def reason(self) -> str:
+        return f"{self.rule}: {self.detail}" if self.detail else str(self.rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the operator configured. Scores of 0 switch their rule off."""
+
+    block_action: Action = Action.DROP
+    """What "blocked" means: drop or reject."""
+    drop_score: int = DEFAULT_DROP_SCORE
+    host_drop_score: int = 0
+    block_statuses: int = status_types.status_blacklisted.bit
+    """Bitmap of the statuses that block by themselves."""
+    failures: tuple[Failure, ...] = ()
+    """Failures that block; all others let the flow go on."""
+
+
+class Evidence(NamedTuple):
+    """What is known of a flow and its two hosts when it is judged."""
+
+    detected: bool = True
+    operator: Operator = Operator.NONE
+    """The strongest word there is: on the flow, else on one of its hosts."""
+    allowed: bool = False
+    """One end is allow-listed or under the management exemption."""
+    status_map: int = 0
+    score: int = 0
+    client_score: int = 0
+    """Host score (live gauge) of the client; a quarantined host keeps the score that cut it."""
+    server_score: int = 0
+    failures: tuple[Failure, ...] = ()
+
+
+UNDETECTED = Verdict(Action.PASS, Rule.UNDETECTED)
+CLEAN = Verdict(Action.PASS, Rule.CLEAN)
+
+
+def decide(evidence: Evidence, policy: Policy) -> Verdict:
+    """Judge a flow. The first rule that speaks wins."""
+    if evidence.operator is Operator.UNBLOCK:
+        return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK)
+    if evidence.operator is Operator.BLOCK:
+        return Verdict(policy.block_action, Rule.OPERATOR_BLOCK)
+    if evidence.allowed:
+        return Verdict(Action.PASS, Rule.ALLOW_LIST)
+    blocking = evidence.status_map & policy.block_statuses
+    if blocking:
+        return Verdict(policy.block_action, Rule.STATUS, ", ".join(status_names(blocking)))
+    if policy.drop_score and evidence.score >= policy.drop_score:
+        return Verdict(policy.block_action, Rule.FLOW_SCORE, f"{evidence.score} >= {policy.drop_score}")
+    if policy.host_drop_score:
+        for end, score in (("client", evidence.client_score), ("server", evidence.server_score)):
+            if score >= policy.host_drop_score:
+                return Verdict(
+                    policy.block_action, Rule.HOST_SCORE, f"{end} {score} >= {policy.host_drop_score}"
+                )
+    for failure in evidence.failures:
+        if failure in policy.failures:
+            return Verdict(policy.block_action, Rule.FAILURE, failure)
+    return CLEAN if evidence.detected else UNDETECTED

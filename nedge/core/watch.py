@@ -1,0 +1,255 @@
+"""Watching flows that name many things: every DNS query, every request of a plain HTTP connection.
+
+A watch is fed what one side sends, in order, and gives each request as it completes. Framing follows RFC 1035
+(section 4.2.2 for TCP) and RFC 9112. What cannot be framed is skipped until the next recognisable start.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Protocol
+
+from nedge.core.packet import TCP, Packet
+
+MAX_HEAD = 64 * 1024
+"""An HTTP request head, or a DNS message, that is longer is not waited for."""
+
+_MASK = 0xFFFFFFFF
+_HALF = 0x80000000
+
+
+class Request(NamedTuple):
+    """One thing that a client asks for."""
+
+    name: str
+    """Host or queried name, lower case, no port; empty if the request names none."""
+    head: bytes
+    """The request as sent: HTTP head, or DNS message (with its length prefix over TCP)."""
+    url: str = ""
+    """HTTP: host and path, as nDPI writes it."""
+    method: str = ""
+    user_agent: str = ""
+    query_type: int = 0
+
+
+class Watch(Protocol):
+    def feed(self, packet: Packet) -> list[Request]:
+        """Requests that this packet completes. Retransmitted bytes are not looked at twice."""
+
+
+class _Cursor:
+    """Gives the bytes of TCP segments once each, and says where some are missing."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = -1
+
+    def take(self, packet: Packet) -> tuple[bytes, int, int]:
+        """New bytes, how many are missing before them, and how many behind them (not captured)."""
+        payload = packet.payload_bytes()
+        length = packet.payload_length
+        missing = 0
+        if self._next >= 0:
+            ahead = (packet.seq - self._next) & _MASK
+            if ahead >= _HALF:  # bytes already seen
+                seen = (self._next - packet.seq) & _MASK
+                if seen >= length:
+                    return b"", 0, 0
+                payload = payload[seen:]
+                length -= seen
+            else:
+                missing = ahead
+        self._next = (packet.seq + packet.payload_length) & _MASK
+        return payload, missing, max(0, length - len(payload))
+
+
+# HTTP
+
+_REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_HEADER = re.compile(rb"^([!-9;-~]+)[ \t]*:[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
+
+
+class HttpWatch:
+    """The requests of one plain HTTP/1 connection, pipelined ones and split ones too."""
+
+    __slots__ = ("_buffer", "_chunked", "_cursor", "_lost", "_skip")
+
+    def __init__(self) -> None:
+        self._cursor = _Cursor()
+        self._buffer = b""
+        self._skip = 0  # body bytes still to come
+        self._chunked = False  # between chunks of a body
+        self._lost = False  # framing unknown: wait for a segment that starts a request
+
+    def feed(self, packet: Packet) -> list[Request]:
+        data, missing, uncaptured = self._cursor.take(packet)
+        if not data and not uncaptured:
+            return []
+        if missing:
+            self._jump(missing)
+        requests = self._parse(data)
+        if uncaptured:
+            self._jump(uncaptured)
+        return requests
+
+    def _jump(self, count: int) -> None:
+        """Bytes that were never seen."""
+        if count <= self._skip:
+            self._skip -= count
+        else:
+            self._lose()
+
+    def _lose(self) -> None:
+        self._lost, self._chunked, self._skip, self._buffer = True, False, 0, b""
+
+    def _parse(self, data: bytes) -> list[Request]:
+        requests: list[Request] = []
+        if self._lost:
+            if not _REQUEST_LINE.match(data):
+                return requests
+            self._lost = False
+        data = self._buffer + data
+        self._buffer = b""
+        while data:
+            if self._skip:
+                skipped = min(self._skip, len(data))
+                self._skip -= skipped
+                data = data[skipped:]
+            elif self._chunked:
+                line, newline, rest = data.partition(b"\n")
+                if not newline:
+                    break
+                data = self._next_chunk(line, rest)
+            else:
+                data = data.lstrip(b"\r\n")
+                end = _HEAD_END.search(data)
+                if not end:
+                    break
+                head, data = data[: end.end()], data[end.end() :]
+                requests.append(self._request(head))
+            if self._lost:
+                return requests
+        if len(data) > MAX_HEAD:
+            requests.append(self._request(data))
+            self._lose()
+        else:
+            self._buffer = data
+        return requests
+
+    def _next_chunk(self, line: bytes, rest: bytes) -> bytes:
+        """A chunk-size line: skip the chunk. The last one is size 0; trailers end at an empty line."""
+        try:
+            size = int(line.split(b";")[0].strip(), 16)
+        except ValueError:
+            self._lose()
+            return rest
+        if size:
+            self._skip = size + 2  # and its CRLF
+        else:
+            self._chunked = False  # trailers, if any, look like a head without a request line
+        return rest
+
+    def _request(self, head: bytes) -> Request:
+        headers: dict[bytes, bytes] = {}
+        for name, value in _HEADER.findall(head):
+            headers.setdefault(name.lower(), value)
+        line = _REQUEST_LINE.match(head)
+        method, target = (line[1], line[2]) if line else (b"", b"")
+        if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
+            self._chunked = True
+        elif headers.get(b"content-length", b"").isdigit():
+            self._skip = int(headers[b"content-length"])
+        if method == b"CONNECT" or b"upgrade" in headers or head.startswith(b"PRI * HTTP/2"):
+            # What follows may be another protocol; a request that starts a segment is still found.
+            self._skip, self._chunked = 0, False
+            self._lost = True
+        host = headers.get(b"host", b"")
+        path = target
+        if method == b"CONNECT":
+            host, path = target, b""
+        elif b"://" in target:  # absolute form: it wins over Host (RFC 9112, 3.2.2)
+            host, slash, path = target.partition(b"://")[2].partition(b"/")
+            path = slash + path
+        name = _host_name(host)
+        return Request(
+            name=name,
+            head=head,
+            url=name + path.decode("latin-1"),
+            method=method.decode("latin-1"),
+            user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        )
+
+
+def _host_name(host: bytes) -> str:
+    """`user@Example.com:8080` -> `example.com`, `[::1]:80` -> `::1`."""
+    text = host.decode("latin-1").strip().lower().rpartition("@")[2]
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].rstrip(".")
+
+
+# DNS
+
+
+def parse_dns_query(message: bytes) -> tuple[str, int] | None:
+    """First question of a DNS query: its name (lower case, non-printables as `?`) and type. None if it is none."""
+    if len(message) < 17 or message[2] & 0x80 or not (message[4] or message[5]):
+        return None
+    labels = []
+    at = 12
+    for _ in range(128):
+        if at >= len(message):
+            return None
+        length = message[at]
+        at += 1
+        if length == 0:
+            break
+        if length > 63:  # a compression pointer: nothing stands before the first question to point to
+            return None
+        labels.append(message[at : at + length])
+        at += length
+    if at + 2 > len(message):
+        return None
+    name = b".".join(labels).decode("latin-1").lower()
+    printable = "".join(char if " " < char < "\x7f" else "?" for char in name)
+    return printable, message[at] << 8 | message[at + 1]
+
+
+class DnsWatch:
+    """The queries of one UDP 5-tuple, or of one TCP connection."""
+
+    __slots__ = ("_buffer", "_cursor", "_skip")
+
+    def __init__(self) -> None:
+        self._cursor = _Cursor()
+        self._buffer = b""
+        self._skip = 0
+
+    def feed(self, packet: Packet) -> list[Request]:
+        if packet.proto != TCP:
+            message = packet.payload_bytes()
+            query = parse_dns_query(message)
+            return [Request(name=query[0], query_type=query[1], head=message)] if query else []
+        data, missing, uncaptured = self._cursor.take(packet)
+        if missing:  # message borders are lost; segments usually start a message
+            self._buffer, self._skip = b"", 0
+        if self._skip:
+            skipped = min(self._skip, len(data))
+            self._skip -= skipped
+            data = data[skipped:]
+        data = self._buffer + data
+        requests = []
+        while len(data) >= 2:
+            end = 2 + (data[0] << 8 | data[1])
+            if len(data) < end:
+                break
+            query = parse_dns_query(data[2:end])
+            if query:
+                requests.append(Request(name=query[0], query_type=query[1], head=data[:end]))
+            data = data[end:]
+        self._buffer = data
+        if uncaptured:
+            self._buffer, self._skip = b"", 0
+        return requests

@@ -1,0 +1,136 @@
+"""Inspection of one flow. `feed` runs for every packet that nDPI sees: each attribute there counts."""
+
+from __future__ import annotations
+
+from ctypes import c_uint32, c_uint64
+from typing import Any
+
+from nedge.core.facts import Facts
+from nedge.dpi.abi import STATE_CLASSIFIED
+from nedge.dpi.facts import read_facts
+from nedge.dpi.module import Module
+
+_MAX_PACKET = 0xFFFF  # the length argument is 16 bits wide
+_APP = 0xFFFF << 16  # the application id in a classification word
+_Dates = c_uint32 * 2  # notBefore and notAfter, side by side
+
+
+class _Closed:
+    """In place of the pointer of a closed flow: ctypes refuses it (ArgumentError), where NULL would crash."""
+
+
+_CLOSED: Any = _Closed()
+
+
+class NdpiFlow:
+    """Inspection state of one flow; `close` it exactly once, as soon as nothing more is asked."""
+
+    __slots__ = ("_buffer", "_flow", "_given_up", "_module", "_state", "_word")
+
+    def __init__(self, module: Module) -> None:
+        self._module = module
+        self._buffer = module.new_buffer()
+        self._flow = self._buffer.pointer
+        self._word = 0
+        self._state = 0
+        self._given_up = False
+
+    def feed(self, packet: bytes, time_ms: int) -> int:
+        """Inspect one packet, from its IP header on, and give the classification word so far."""
+        raise NotImplementedError
+
+    def more_possible(self) -> bool:
+        """Whether further packets can still add facts or refine the protocol."""
+        if self._given_up:
+            return False
+        extra_possible = self._module.extra_possible
+        if extra_possible is None:
+            return self._state != STATE_CLASSIFIED
+        return not self._word & _APP or bool(extra_possible(self._module.handle, self._flow))
+
+    def give_up(self) -> int:
+        """End detection, guessing by port and address where possible; gives the final word."""
+        module = self._module
+        self._given_up = True
+        result = module.give_up(module.handle, self._flow, *module.give_up_arguments)
+        self._word = result if isinstance(result, int) else result.ids | result.category << 32
+        return self._word
+
+    def hostname(self) -> str:
+        """The server name seen so far, lower case (its last 79 characters), or ""."""
+        name: bytes = self._module.flow_name(self._flow) or b""
+        return name.decode(errors="replace").lower()
+
+    def risks(self) -> int:
+        """nDPI's 64-bit flow risk bitmap."""
+        return c_uint64.from_address(self.address + self._module.risk_at).value
+
+    @property
+    def address(self) -> int:
+        """Where the ndpi_flow_struct is."""
+        return self._flow.value or 0
+
+    def json(self) -> bytes:
+        """What nDPI writes about the flow. There may be passwords in it."""
+        return self._module.json(self._flow, self._word)
+
+    def facts(self) -> Facts:
+        """All facts seen so far. Costs microseconds: ask once, when they are complete."""
+        facts, sound = read_facts(self.json(), self.hostname())
+        self._module.json_errors += not sound
+        if facts.cert_sha1 and self._module.dates_at:
+            # nDPI fails to write these: it takes its 32-bit times for 64-bit ones.
+            dates = _Dates.from_address(self.address + self._module.dates_at)
+            facts.cert_not_before, facts.cert_not_after = dates
+        return facts
+
+    def close(self) -> None:
+        """Free the state."""
+        if self._flow is not _CLOSED:
+            self._flow = _CLOSED
+            self._module.free_buffer(self._buffer)
+
+
+class RegisterFlow(NdpiFlow):
+    """A flow of a release whose result is the classification word itself, in a register."""
+
+    __slots__ = ()
+
+    def feed(self, packet: bytes, time_ms: int) -> int:
+        """Inspect one packet, from its IP header on, and give the classification word so far."""
+        module = self._module
+        if time_ms > module.now_ms:
+            module.now_ms = module.clock.value = time_ms
+        size = len(packet)
+        if size > _MAX_PACKET:
+            size = _MAX_PACKET
+        word: int = module.process(module.handle, self._flow, packet, size, module.clock)
+        self._word = word
+        return word
+
+
+class MemoryFlow(NdpiFlow):
+    """A flow of a release whose result is a structure in memory."""
+
+    __slots__ = ()
+
+    def feed(self, packet: bytes, time_ms: int) -> int:
+        """Inspect one packet, from its IP header on, and give the classification word so far."""
+        module = self._module
+        if time_ms > module.now_ms:
+            module.now_ms = module.clock.value = time_ms
+        size = len(packet)
+        if size > _MAX_PACKET:
+            size = _MAX_PACKET
+        # The last argument, hints about the flow, came in with this kind of result.
+        result = module.process(module.handle, self._flow, packet, size, module.clock, None)
+        if module.extra_possible is None:
+            self._state = result.state
+        word: int = result.ids | result.category << 32
+        self._word = word
+        return word
+
+
+def open_flow(module: Module) -> NdpiFlow:
+    """Fresh inspection state, of the class that suits the release."""
+    return RegisterFlow(module) if module.library.abi.in_registers else MemoryFlow(module)

@@ -1,0 +1,1 @@
+"""What leaves the engine for others to read: EVE JSON events, tables."""

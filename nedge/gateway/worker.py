@@ -1,0 +1,175 @@
+"""One worker: a queue, an engine, and the loop between them.
+
+packet waits -> engine -> verdict        as it comes, in batches
+engine.advance()                         every second at least
+signal                                   ends the loop
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
+
+import structlog
+
+from nedge.kernel.queue import Judge, PacketQueue
+
+Mode = Literal["inline", "monitor"]
+
+TICK = 1.0
+"""Seconds between two runs of the engine's timers."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+log = structlog.get_logger()
+
+
+class Engine(Protocol):
+    """What the worker asks of the engine."""
+
+    def packet(self, data: bytes, now: float, vlan: int = 0, mac: bytes = b"", /) -> int:
+        """Judge one packet, from its IP header on: 0 is pass."""
+
+    def advance(self, now: float, /) -> object:
+        """Run what is due."""
+
+    def finish(self, now: float, /) -> object:
+        """End all flows."""
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGHUP as something to select on; from the moment it is made, none is lost."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._old = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+
+    def fileno(self) -> int:
+        """Readable after a signal."""
+        return self._reader.fileno()
+
+    def consume(self) -> None:
+        """Make `fileno()` quiet again."""
+        with contextlib.suppress(BlockingIOError):
+            self._reader.recv(4096)
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        self._reader.close()
+        self._writer.close()
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.received = number
+
+
+class Worker:
+    """Feeds what waits in one queue to one engine, until it is stopped."""
+
+    def __init__(
+        self, engine: Engine, *, number: int, length: int, mode: Mode, fail_open: bool, gso: bool = True
+    ) -> None:
+        """Bind the queue. Raises KernelError if it is taken."""
+        self.engine = engine
+        self.errors = 0
+        """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
+        self._error_log = _OncePerSecond()
+        self._stopping = False
+        self._selector = selectors.DefaultSelector()
+        self.queue = PacketQueue(
+            number,
+            _monitor(engine) if mode == "monitor" else _inline(engine),
+            length=length,
+            fail_open=fail_open,
+            on_error=self._engine_failed,
+            gso=gso,
+        )
+        self.watch(self.queue.fileno(), self.queue.drain)
+
+    def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
+        """Call `ready` from the loop whenever `fileobj` is readable."""
+        self._selector.register(fileobj, selectors.EVENT_READ, ready)
+
+    def stop(self) -> None:
+        """End the loop after what is in hand."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """The loop, until `stop()`."""
+        due = time.monotonic() + TICK
+        while not self._stopping:
+            for key, _events in self._selector.select(max(0.0, due - time.monotonic())):
+                key.data()
+            if time.monotonic() >= due:
+                self._guarded(self.engine.advance)
+                due = time.monotonic() + TICK
+
+    def close(self) -> None:
+        """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""
+        self._selector.close()
+        self.queue.close()
+        self._guarded(self.engine.finish)
+
+    def _guarded(self, step: Callable[[float], object]) -> None:
+        try:
+            step(time.time())
+        except Exception as error:
+            self._engine_failed(error)
+
+    def _engine_failed(self, error: BaseException) -> None:
+        """The engine must not raise; if it does, traffic goes on, and the log says so, not too often."""
+        self.errors += 1
+        if self._error_log.may():
+            with contextlib.suppress(Exception):  # a log that cannot be written must not stop traffic
+                log.error("engine_error", error=repr(error), errors=self.errors, exc_info=error)
+
+
+def _inline(engine: Engine) -> Judge:
+    packet, clock = engine.packet, time.time
+
+    def judge(data: bytes, mac: bytes) -> int:
+        return packet(data, clock(), 0, mac)
+
+    return judge
+
+
+def _monitor(engine: Engine) -> Judge:
+    packet, clock = engine.packet, time.time
+
+    def judge(data: bytes, mac: bytes) -> int:
+        packet(data, clock(), 0, mac)
+        return 0
+
+    return judge
+
+
+class _OncePerSecond:
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def may(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + 1.0
+        return True
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopSignals]:
+    """Catch the stop signals for the length of a block."""
+    signals = StopSignals()
+    try:
+        yield signals
+    finally:
+        signals.close()

@@ -1,0 +1,1 @@
+"""Linux: the bridge, the rules, the queue. Everything here is undone when the gateway stops."""

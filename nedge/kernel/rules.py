@@ -1,0 +1,216 @@
+"""The netfilter rules that send bridged packets to the queue, for IPv4 and IPv6.
+
+All rules are in one chain, `NEDGE-<bridge>`, which one rule at the top of mangle FORWARD jumps to:
+
+* mangle, because it is out of the way of users' own filter rules and lets marks be set;
+* at the top, because a repeated packet (NF_REPEAT) starts over there and should not meet other rules twice.
+
+Each family is one transaction of iptables-restore, which also takes out what a crash left: the new
+rules follow the old without a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from nedge.kernel import nft
+from nedge.kernel.errors import KernelError
+from nedge.kernel.state import State
+
+Family = Literal["ip", "ip6"]
+FAMILIES: tuple[Family, ...] = ("ip", "ip6")
+RESTORE = {"ip": "iptables-restore", "ip6": "ip6tables-restore"}
+SAVE = {"ip": "iptables-save", "ip6": "ip6tables-save"}
+
+TABLE = "mangle"
+CHAIN_PREFIX = "NEDGE-"
+SECTION = "rules"
+
+# Interface names go into rule text; `+` at the end would match every longer name.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.@:-]{1,15}")
+
+# Router and neighbour solicitations and advertisements, redirect: no flows, and nothing works without them.
+_NEIGHBOUR_DISCOVERY = range(133, 138)
+
+
+def chain_name(bridge: str) -> str:
+    """The chain that holds all rules of the gateway on this bridge."""
+    return CHAIN_PREFIX + bridge
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """The rules for one bridge. `state` remembers whether the mangle table was there before."""
+
+    bridge: str
+    lan: tuple[str, ...]
+    wan: tuple[str, ...]
+    queue: int
+    bypass: bool
+    """Pass packets (in the kernel) while nobody listens to the queue; otherwise they are dropped."""
+    state: State | None = None
+
+    def __post_init__(self) -> None:
+        for name in (self.bridge, *self.lan, *self.wan):
+            check_name(name)
+
+    @property
+    def chain(self) -> str:
+        """The name of the chain."""
+        return chain_name(self.bridge)
+
+    def rules(self, family: Family) -> list[str]:
+        """The rules of the chain, in order."""
+        rules = [
+            # Only counts; what matters is that it turns connection tracking on, and so the
+            # reassembly of fragments: a fragment without its ports could not be judged.
+            "-m conntrack --ctstate INVALID",
+            # A flooded packet is several that share an unconfirmed connection; the queue would lose them.
+            "-m pkttype ! --pkt-type unicast -j RETURN",
+        ]
+        if family == "ip6":
+            # Hop limit 255: a neighbour said it. Anything else of these types is no neighbour discovery.
+            rules += [
+                f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -m hl --hl-eq 255 -j RETURN"
+                for kind in _NEIGHBOUR_DISCOVERY
+            ]
+        target = f"-j NFQUEUE --queue-num {self.queue}{' --queue-bypass' if self.bypass else ''}"
+        pairs = [pair for lan in self.lan for wan in self.wan for pair in ((lan, wan), (wan, lan))]
+        rules += [
+            f"-m physdev --physdev-is-bridged --physdev-in {source} --physdev-out {sink} {target}"
+            for source, sink in pairs
+        ]
+        return rules
+
+    def render(self, family: Family, leftovers: Iterable[str] = ()) -> str:
+        """The transaction that puts the rules in. `leftovers`: jump rules (`-A …`) to take out with it."""
+        lines = [f"*{TABLE}", *map(_delete, leftovers)]
+        lines.append(f":{self.chain} - [0:0]")  # makes the chain, or empties the one there is
+        lines += [f"-A {self.chain} {rule}" for rule in self.rules(family)]
+        lines.append(f"-I FORWARD 1 -m physdev --physdev-is-bridged -j {self.chain}")
+        return "\n".join([*lines, "COMMIT", ""])
+
+    def install(self) -> None:
+        """Put the rules in, in place of what a crash left. Both families, or (KernelError) neither."""
+        saved = {family: save(family) for family in FAMILIES}
+        if self.state and self.state.get(SECTION) is None:
+            absent = [family for family in FAMILIES if f"*{TABLE}" not in saved[family]]
+            self.state.put(SECTION, {"tables_made": absent})
+        done: list[Family] = []
+        try:
+            for family in FAMILIES:
+                restore(family, self.render(family, jumps(saved[family], self.chain)))
+                done.append(family)
+        except KernelError:
+            for family in done:
+                self._roll_back(family, saved[family])
+            raise
+
+    def remove(self) -> None:
+        """Take the rules out; without complaint if they are not there."""
+        sweep(self.bridge, self.state)
+
+    def installed(self) -> bool:
+        """Whether both families have all rules, once, as `install()` put them (others may flush tables)."""
+        for family in FAMILIES:
+            lines = save(family)
+            expected = len(self.rules(family))
+            if len(jumps(lines, self.chain)) != 1:
+                return False
+            if sum(line.startswith(f"-A {self.chain} ") for line in lines) != expected:
+                return False
+        return True
+
+    def _roll_back(self, family: Family, saved: list[str]) -> None:
+        """To what there was before `install()`: nothing, or the rules of a gateway that crashed."""
+        before = jumps(saved, self.chain)
+        if not before:
+            _remove(family, self.chain)
+            return
+        now = jumps(save(family), self.chain)
+        rules = [line for line in _table(saved) if line.startswith(f"-A {self.chain} ")]
+        lines = [f"*{TABLE}", *map(_delete, now), f":{self.chain} - [0:0]", *rules]
+        lines += [before[0].replace("-A FORWARD ", "-I FORWARD 1 ", 1), "COMMIT", ""]
+        restore(family, "\n".join(lines))
+
+
+def sweep(bridge: str, state: State | None = None) -> bool:
+    """Remove the rules of the gateway on this bridge, also of one that crashed. Says if there were any."""
+    found = [_remove(family, chain_name(bridge)) for family in FAMILIES]
+    if state:
+        for family in (state.get(SECTION) or {}).get("tables_made", ()):
+            nft.remove_if_empty(family, TABLE)
+        state.drop(SECTION)
+    return any(found)
+
+
+def check_name(name: str) -> None:
+    """Refuse an interface name that would not be taken literally in a rule."""
+    if not _PLAIN_NAME.fullmatch(name):
+        raise KernelError(
+            f"interface name {name!r} cannot be used in rules: it needs 1 to 15 letters, digits or _ . @ : -"
+        )
+
+
+def jumps(saved: list[str], chain: str) -> list[str]:
+    """The rules (`-A …`) of the table that jump to the chain from elsewhere."""
+    end = f" -j {chain}"
+    return [line for line in _table(saved) if line.startswith("-A ") and line.endswith(end)]
+
+
+def save(family: Family) -> list[str]:
+    """All tables there are, as lines. Naming a table would make the old iptables create it."""
+    return _run([SAVE[family]], "").splitlines()
+
+
+def restore(family: Family, text: str) -> None:
+    """Apply one transaction. Raises KernelError with what iptables said of it."""
+    _run([RESTORE[family], "--noflush", "--wait=5"], text)
+
+
+def _remove(family: Family, chain: str) -> bool:
+    saved = save(family)
+    lines = [_delete(jump) for jump in jumps(saved, chain)]
+    if any(line.startswith(f":{chain} ") for line in _table(saved)):
+        lines += [f"-F {chain}", f"-X {chain}"]
+    if lines:
+        restore(family, "\n".join([f"*{TABLE}", *lines, "COMMIT", ""]))
+    return bool(lines)
+
+
+def _delete(rule: str) -> str:
+    return rule.replace("-A ", "-D ", 1)
+
+
+def _table(saved: list[str]) -> list[str]:
+    with contextlib.suppress(ValueError):
+        start = saved.index(f"*{TABLE}")
+        return saved[start : saved.index("COMMIT", start)]
+    return []
+
+
+def _run(command: list[str], text: str) -> str:
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError as error:
+        raise KernelError(f"{command[0]} was not found: install iptables") from error
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"{command[0]} did not finish in 30 s: does another hold its lock?") from error
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise KernelError(f"{command[0]} refused the rules of table {TABLE}: {said}{_named_line(said, text)}")
+    return done.stdout
+
+
+def _named_line(said: str, text: str) -> str:
+    """The line of our input that iptables complains of by its number."""
+    match = re.search(r"line:? (\d+)", said)
+    lines = text.splitlines()
+    if match and 0 < int(match[1]) <= len(lines):
+        return f" ({lines[int(match[1]) - 1]})"
+    return ""

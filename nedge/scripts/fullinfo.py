@@ -1,0 +1,111 @@
+"""getFullInfo: one flat mapping with ntopng's key names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nedge.core.flow import Flow, Handshake
+from nedge.core.hosts import Host
+from nedge.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+from nedge.core.verdict import Action
+
+if TYPE_CHECKING:
+    from nedge.scripts.api import Context
+
+_L4_NAMES = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMPV6: "ICMPv6", SCTP: "SCTP"}
+
+
+def full_info(flow: Flow, context: Context) -> dict[str, Any]:
+    """Everything that is known of a flow now."""
+    facts = context.facts(flow)
+    classification = flow.classification
+    info: dict[str, Any] = {
+        "vlan": flow.vlan,
+        "proto.l4": _L4_NAMES.get(flow.proto, str(flow.proto)),
+        "proto.l4_id": flow.proto,
+        "proto.ndpi": classification.protocol,
+        "proto.ndpi_id": classification.app_id,
+        "proto.ndpi_app": classification.app,
+        "proto.master_ndpi_id": classification.master_id,
+        "proto.ndpi_breed": classification.breed,
+        "proto.ndpi_cat": classification.category,
+        "proto.ndpi_cat_id": classification.category_id,
+        "bytes": flow.bytes,
+        "goodput_bytes": flow.goodput,
+        "packets": flow.packets,
+        "packets.sent": flow.packets_sent,
+        "packets.rcvd": flow.packets_rcvd,
+        "cli2srv.bytes": flow.bytes_sent,
+        "cli2srv.goodput_bytes": flow.goodput_sent,
+        "cli2srv.packets": flow.packets_sent,
+        "srv2cli.bytes": flow.bytes_rcvd,
+        "srv2cli.goodput_bytes": flow.goodput_rcvd,
+        "srv2cli.packets": flow.packets_rcvd,
+        "seen.first": int(flow.first_seen),
+        "seen.last": int(flow.last_seen),
+        "duration": int(flow.last_seen) - int(flow.first_seen),
+        "score": flow.score,
+        "host_server_name": flow.hostname,
+        "info": facts.http_url or facts.dns_query or flow.hostname,
+        "flow.status": flow.predominant_status,
+        "status_map": flow.status_map,
+        "status_infos": {
+            key: {"score": record.score, "script": record.script, "info": record.info}
+            for key, record in (flow.statuses or {}).items()
+        },
+        "alerted_status": flow.alerted_status,
+        "flow_risk": context.risks(flow),
+        "ntopng.key": flow.id,
+        "hash_entry_id": flow.id,
+        "verdict.pass": context.action(flow) is Action.PASS,
+    }
+    info |= _end("cli", flow.client, flow.client_port, flow.client_mac, context)
+    info |= _end("srv", flow.server, flow.server_port, flow.server_mac, context)
+    if facts.dns_query:
+        info["protos.dns.last_query"] = facts.dns_query
+        info["protos.dns.last_query_type"] = facts.dns_query_type
+        info["protos.dns.last_return_code"] = facts.dns_reply_code
+    if facts.http_url or facts.http_method:
+        info["protos.http.last_method"] = facts.http_method
+        info["protos.http.last_url"] = facts.http_url
+        info["protos.http.last_return_code"] = facts.http_code
+        info["protos.http.server_name"] = facts.hostname
+    if facts.tls_version:
+        info["protos.tls_version"] = facts.tls_version
+        info["protos.tls.client_requested_server_name"] = facts.tls_sni
+        info["protos.tls.server_names"] = ",".join(facts.cert_names)
+        info["protos.tls.ja3.client_hash"] = facts.ja3
+        info["protos.tls.ja3.server_hash"] = facts.ja3s
+        info["protos.tls.issuerDN"] = facts.cert_issuer
+        info["protos.tls.subjectDN"] = facts.cert_subject
+        info["protos.tls.notBefore"] = facts.cert_not_before
+        info["protos.tls.notAfter"] = facts.cert_not_after
+        info["protos.tls.client_alpn"] = facts.tls_alpn
+    if facts.ssh_client or facts.ssh_server:
+        info["protos.ssh.client_signature"] = facts.ssh_client
+        info["protos.ssh.server_signature"] = facts.ssh_server
+        info["protos.ssh.hassh.client_hash"] = facts.hassh_client
+        info["protos.ssh.hassh.server_hash"] = facts.hassh_server
+    if flow.proto == TCP:
+        info["tcp.flags"] = flow.tcp_flags
+        info["tcp.three_way_handshake_ok"] = flow.handshake == Handshake.DONE
+        info["tcp.closed"] = flow.closing
+    if flow.icmp:
+        info["icmp.type"], info["icmp.code"] = flow.icmp
+    return info
+
+
+def _end(side: str, host: Host, port: int, mac: bytes, context: Context) -> dict[str, Any]:
+    return {
+        f"{side}.ip": host.ip,
+        f"{side}.key": host.key,
+        f"{side}.port": port,
+        f"{side}.vlan": host.vlan,
+        f"{side}.mac": mac.hex(":"),
+        f"{side}.host": host.ip,
+        f"{side}.localhost": host.local,
+        f"{side}.blacklisted": host.blacklisted,
+        f"{side}.country": context.directory().country(host.ip),
+        f"{side}.pool_id": 0,
+        f"{side}.score": host.score,
+    }

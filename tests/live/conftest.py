@@ -1,0 +1,53 @@
+"""For tests on live traffic, in a lab of network namespaces."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import require
+
+from nedge.lab.servers import ServerSet, has_quic
+from nedge.lab.topology import Lab
+
+TOOLS = ("ip", "ethtool", "sysctl", "tcpdump", "curl", "dig", "dnsmasq", "dropbear", "openssl", "ssh")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder is `live`."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker("live")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _means() -> None:
+    require(os.geteuid() == 0, "live tests need root")
+    for tool in TOOLS:
+        require(shutil.which(tool), f"{tool} is not installed")
+    require(has_quic(), "aioquic is not installed")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A lab whose gateway has two ports and nothing between them."""
+    with Lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def bridged_lab() -> Iterator[Lab]:
+    """A lab with a plain bridge in the gateway."""
+    with Lab(bridge=True) as lab:
+        yield lab
+
+
+@pytest.fixture
+def servers(lab: Lab) -> Iterator[ServerSet]:
+    """All servers, in `lab`."""
+    with ServerSet(lab) as servers:
+        yield servers

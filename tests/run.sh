@@ -1,0 +1,17 @@
+#!/bin/sh
+# All checks: format, lint, types, tests. Any that fails, fails. Further arguments go to pytest.
+#
+# CI=true in the environment: a test that cannot run here fails, instead of being skipped.
+set -eu
+
+project=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+export PATH
+
+sh "$project/deploy/install-deps.sh" test
+cd "$project"
+bin=$project/.venv/bin
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+"$bin/mypy"
+exec "$bin/python" -m pytest "$@"
