@@ -25,9 +25,9 @@ run_packages="python3 python3-venv python3-dev gcc libc6-dev libnetfilter-queue-
     iptables ipset ebtables conntrack iproute2 kmod ethtool procps"
 lab_packages="curl bind9-dnsutils dnsmasq-base dropbear-bin openssl openssh-client tcpdump"
 case $wanted in
-    run) packages=$run_packages extras='' ;;
-    demo) packages="$run_packages $lab_packages" extras='' ;;
-    test) packages="$run_packages $lab_packages" extras='[dev,ndpi5]' ;;
+    run) level=1 packages=$run_packages extras='' ;;
+    demo) level=2 packages="$run_packages $lab_packages" extras='[lab]' ;;
+    test) level=3 packages="$run_packages $lab_packages" extras='[dev,ndpi5]' ;;
     *)
         printf 'usage: install-deps.sh [run|demo|test]\n' >&2
         exit 2
@@ -59,10 +59,10 @@ install_packages() {
         chmod 755 $policy
     fi
     export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
-    apt="apt-get -q -y -o DPkg::Lock::Timeout=300"
-    $apt update >&2 || fail "apt-get update failed (its words are above)."
+    apt="apt-get -qq -y -o DPkg::Lock::Timeout=300"
+    $apt update >/dev/null || fail "apt-get update failed (its words are above)."
     # shellcheck disable=SC2086 # lists of words
-    $apt install --no-install-recommends $absent >&2 || fail "apt-get install failed (its words are above)."
+    $apt install --no-install-recommends $absent >/dev/null || fail "apt-get install failed (its words are above)."
     trap - EXIT HUP INT TERM
     [ ! -f $policy ] || ! grep -qx 'exit 101' $policy || rm -f $policy
 }
@@ -71,20 +71,19 @@ install_python() {
     # Debian's own interpreter: python3-dev has the headers of that one.
     python=/usr/bin/python3
     $python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "needs Python 3.11 or later."
-    # The stamp tells for what the environment was made; the test set contains the other two.
+    # The stamp tells what the environment was made of, and for which set; a later set contains the earlier.
     made_of=$({ cat "$project/pyproject.toml"; $python -VV; printf '%s\n' "$project"; } | sha256sum | cut -d ' ' -f 1)
     stamp=$venv/nedge-stamp
-    if "$venv/bin/python" -c '' 2>/dev/null; then
-        case $(cat "$stamp" 2>/dev/null) in
-            "$made_of $extras" | "$made_of [dev,ndpi5]") return 0 ;;
-        esac
+    if "$venv/bin/python" -c '' 2>/dev/null && read -r was_made_of was_level <"$stamp" 2>/dev/null &&
+        [ "$was_made_of" = "$made_of" ] && [ "$was_level" -ge "$level" ]; then
+        return 0
     fi
     printf 'install-deps: making %s\n' "$venv" >&2
     rm -f "$stamp"
     $python -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install -q --disable-pip-version-check -e "$project$extras" >&2 ||
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check --use-pep517 -e "$project$extras" >&2 ||
         fail "pip install failed (its words are above)."
-    printf '%s %s\n' "$made_of" "$extras" >"$stamp"
+    printf '%s %s\n' "$made_of" "$level" >"$stamp"
 }
 
 install_packages

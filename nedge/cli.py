@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from nedge import log
 from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
 from nedge.dpi import DpiError
+from nedge.lab.cli import app as lab
 
 app = typer.Typer(
     name="nedge",
@@ -22,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(lab, name="lab")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML).")
@@ -64,6 +68,16 @@ def configure(path: Path | None, policies: Path | None = None) -> Config:
     return config
 
 
+def tame_garbage_collector() -> None:
+    """Flows hold no reference cycles, so looking through all of them for cycles, again and again, is in vain.
+
+    Young objects are still looked through: exceptions and scripts do make cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 1_000_000)
+
+
 @app.command()
 def replay(
     capture: Annotated[Path, typer.Argument(metavar="CAPTURE", help="pcap or pcapng file, gzipped or not.")],
@@ -96,6 +110,7 @@ def replay(
         return sink
 
     assembly = assemble(configure(config, policies), sink_for)
+    tame_garbage_collector()
     broken = None
     with progress_bar(capture) as progress:
         try:
@@ -120,7 +135,8 @@ def run(config: ConfigOption = None) -> None:
     settings = configure(config)
     check_dpi(settings.dpi.library)
     with live(settings) as engine:
-        sys.exit(run_gateway(settings, engine))
+        tame_garbage_collector()
+        sys.exit(run_gateway(settings, lambda _: engine))
 
 
 @app.command()

@@ -193,7 +193,7 @@ def load(path: Path) -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{path}: {_sentence(problem, raw)}" for problem in error.errors()]
+        lines = [f"{path}: {_sentence(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
     return _resolve(config, path.parent)
 
@@ -202,7 +202,7 @@ def _network(text: str) -> IPv4Network | IPv6Network:
     return ip_network(text)
 
 
-def _sentence(problem: Any, raw: dict[str, Any]) -> str:
+def _sentence(problem: Any) -> str:
     """One pydantic error as: key, what was found, what is allowed."""
     location = [str(part) for part in problem["loc"] if part not in ("IPv4Network", "IPv6Network")]
     key = ".".join(location)

@@ -89,12 +89,14 @@ def frames(path: Path, progress: Callable[[int], None] | None = None) -> Iterato
                 except EOFError as error:  # scapy's word for the end, and for most of what is broken
                     if reader.f.tell() == start and not reader.f.read(1):
                         return
-                    raise _Break(str(error) or "the file ends, or stops making sense, inside a frame") from None
+                    raise _BreakError(
+                        str(error) or "it ends, or stops making sense, inside a frame"
+                    ) from None
                 if found is None:  # a pcapng block without a packet
                     continue
                 frame = to_frame(reader, *found)
                 if frame[3] not in LINK_TYPES:
-                    raise _Break(
+                    raise _BreakError(
                         f"link type {frame[3]} is not supported; supported are Ethernet, raw IP, "
                         "Linux cooked, null/loopback, PPP and 802.11"
                     )
@@ -102,19 +104,20 @@ def frames(path: Path, progress: Callable[[int], None] | None = None) -> Iterato
                 if progress is not None and count % _PROGRESS_EVERY == 0:
                     progress(_position(reader.f))
                 yield frame
-        except (_Break, OSError, EOFError, OverflowError, zlib.error, struct.error) as error:
+        except (_BreakError, OSError, EOFError, OverflowError, zlib.error, struct.error) as error:
             raise CaptureError(f"{path}: broken after frame {count}: {error}") from None
 
 
-class _Break(Exception):
+class _BreakError(Exception):
     """How a capture breaks."""
 
 
 def _from_pcap(reader: Any, data: bytes, meta: Any) -> Frame:
     if len(data) < meta.caplen:
-        raise _Break(f"the file ends inside a frame of {meta.caplen} bytes")
+        raise _BreakError(f"the file ends inside a frame of {meta.caplen} bytes")
     # The upper bits of the link type say how long a frame check sequence is.
-    return meta.sec + meta.usec * (1e-9 if reader.nano else 1e-6), data, meta.wirelen, reader.linktype & 0x0FFFFFFF
+    link_type = reader.linktype & 0x0FFFFFFF
+    return meta.sec + meta.usec * (1e-9 if reader.nano else 1e-6), data, meta.wirelen, link_type
 
 
 def _from_pcapng(reader: Any, data: bytes, meta: Any) -> Frame:  # noqa: ARG001 (one shape for both)

@@ -228,16 +228,15 @@ class Engine:
 
     def run_hook(self, flow: Flow, hook: Hook, now: float) -> None:
         """Call the scripts, raise their alert, and judge the flow anew."""
-        if self.scripts.wants(hook, flow.proto):
+        wants = self.scripts.wants
+        if wants(hook, flow.proto):
             before = flow.status_map
             self._call(flow, hook, now)
-            if flow.status_map != before:
+            if flow.status_map != before and wants(Hook.STATUS_CHANGED, flow.proto):
                 self._call(flow, Hook.STATUS_CHANGED, now)
         self.judge(flow, now)
 
     def _call(self, flow: Flow, hook: Hook, now: float) -> None:
-        if not self.scripts.wants(hook, flow.proto):
-            return
         call = HookCall(flow, hook, int(now))
         self.scripts.run(call)
         if call.failed:
@@ -282,8 +281,8 @@ class Engine:
             allowed=client.allowed or server.allowed,
             status_map=flow.status_map,
             score=flow.score,
-            client_score=self._host_score(client, now),
-            server_score=self._host_score(server, now),
+            client_score=self._host_score(client, now) if self.policy.host_drop_score else 0,
+            server_score=self._host_score(server, now) if self.policy.host_drop_score else 0,
             failures=flow.failures,
         )
 
@@ -334,8 +333,8 @@ class Engine:
         if not flow.detected:
             silent = flow.last_seen + self.limits.detection_seconds
             if silent <= now:
-                for hook in self.inspector.stop_waiting(flow):
-                    self._news(flow, hook, now)
+                self.inspector.stop_waiting(flow)
+                self._news(flow, Hook.PROTOCOL_DETECTED, now)
             else:
                 ends = min(ends, silent)
         if flow.next_tick and flow.next_tick <= now:
@@ -353,7 +352,7 @@ class Engine:
         return self.limits.idle_seconds
 
     def _end(self, flow: Flow, now: float, reason: EndReason) -> None:
-        for hook in self.inspector.finish(flow):
+        for hook in self.inspector.end(flow):
             self._news(flow, hook, now)
         self.run_hook(flow, Hook.FLOW_END, now)
         self.table.remove(flow)

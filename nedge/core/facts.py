@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-UNKNOWN_WORD = 0
-"""The classification word of a flow about which nothing is known yet."""
+DETECTED = 0xFFFF << 16
+"""The bits of a classification word that hold the application id: any of them is set once it is detected."""
 
 
 class Classification(NamedTuple):

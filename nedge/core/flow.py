@@ -101,7 +101,7 @@ class Flow:
         "server_score",
         "status_map",
         "statuses",
-        "streams",
+        "stream",
         "tcp_flags",
         "tick",
         "timer",
@@ -112,7 +112,14 @@ class Flow:
     )
 
     def __init__(
-        self, flow_id: int, key: bytes, client: Host, server: Host, first: Packet, now: float, dpi: DpiFlow | None
+        self,
+        flow_id: int,
+        key: bytes,
+        client: Host,
+        server: Host,
+        first: Packet,
+        now: float,
+        dpi: DpiFlow | None,
     ) -> None:
         """`key`: of the client-to-server direction. `first`: the packet that opens the flow."""
         self.id = flow_id
@@ -140,8 +147,8 @@ class Flow:
         self.isn = first.seq
         self.tcp_flags = 0
         """All flags seen, both directions, or-ed."""
-        self.streams: tuple[Stream, Stream] | None = (Stream(), Stream()) if proto == TCP else None
-        """Client's, server's; None when order no longer matters."""
+        self.stream: Stream | None = Stream() if proto == TCP else None
+        """Puts segments in order; None when order no longer matters."""
 
         self.dpi = dpi
         """Inspection state; None once inspection is over."""

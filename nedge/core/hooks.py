@@ -88,5 +88,5 @@ class NoScripts:
     def run(self, call: HookCall) -> None:
         """Nothing to call."""
 
-    def wants(self, hook: Hook, proto: int) -> bool:
+    def wants(self, hook: Hook, proto: int) -> bool:  # noqa: ARG002
         return False

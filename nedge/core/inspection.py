@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 
-from nedge.core.facts import Classification, Classifier, Facts
-from nedge.core.flow import NO_FACTS, Flow
+from nedge.core.facts import DETECTED, Classification, Classifier, Facts
+from nedge.core.flow import Flow
 from nedge.core.hooks import Hook
 from nedge.core.lists import DomainSet
 from nedge.core.packet import TCP, UDP, Packet
@@ -73,77 +72,70 @@ class Inspector:
 
     def look(self, flow: Flow, packet: Packet, from_client: bool, time_ms: int) -> Iterator[Hook]:
         """Look into one packet; yields the hooks that there is news for."""
-        streams = flow.streams
-        if streams is None:
-            yield from self._look_in_order(flow, packet, from_client, time_ms)
-        else:
-            for segment in streams[not from_client].order(packet):
-                yield from self._look_in_order(flow, segment, from_client, time_ms)
-        if not flow.detected and flow.packets >= self.detection_packets:
-            yield from self.stop_waiting(flow)
-
-    def _look_in_order(self, flow: Flow, packet: Packet, from_client: bool, time_ms: int) -> Iterator[Hook]:
-        if flow.watch is None and from_client and not flow.detected and flow.proto == TCP:
-            self._expect_requests(flow, packet)
         new = not flow.detected
-        dpi = flow.dpi
-        if dpi is not None:
-            word = dpi.feed(packet.data, time_ms)
-            known = bool(word & 0xFFFF0000)
-            if word != flow.word and known:
-                self._classify(flow, word)
-                self._follow_watch(flow)
-                if flow.detected:
-                    yield Hook.PROTOCOL_UPDATED
-        if flow.watch is not None and (from_client or flow.proto == UDP):
-            for request in flow.watch.feed(packet):
-                yield from self._request(flow, packet, request, time_ms)
-        if not flow.detected and self._ready(flow, packet):
-            self._match(flow, packet)
+        stream = flow.stream
+        for segment in (packet,) if stream is None else stream.order(packet, from_client):
+            if flow.watch is None and from_client and not flow.detected and flow.proto == TCP:
+                self._expect_requests(flow, segment)
+            if flow.dpi is not None:
+                word = flow.dpi.feed(segment.data, time_ms)
+                if word != flow.word and word & DETECTED:
+                    self._classify(flow, word)
+                    self._follow_watch(flow)
+                    if flow.detected:
+                        yield Hook.PROTOCOL_UPDATED
+            if flow.watch is not None and (from_client or flow.proto == UDP):
+                for request in flow.watch.feed(segment):
+                    yield from self._request(flow, segment, request, time_ms)
+            if not flow.detected and self._ready(flow):
+                self._match(flow, segment)
+                yield Hook.PROTOCOL_DETECTED
+            if flow.dpi is not None and flow.detected:
+                over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
+                if over or (flow.word & DETECTED and not flow.dpi.more_possible()):
+                    grown = self._finish(flow)
+                    if grown and not new:  # else the hooks have just seen all there is
+                        yield Hook.PROTOCOL_UPDATED
+        if not flow.detected and flow.packets >= self.detection_packets:
+            self.stop_waiting(flow)
             yield Hook.PROTOCOL_DETECTED
-        if flow.dpi is not None and flow.detected:
-            over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
-            if over or (flow.word & 0xFFFF0000 and not flow.dpi.more_possible()):
-                news = list(self.finish(flow))
-                if not new:  # else the hooks have just seen all there is
-                    yield from news
 
-    def stop_waiting(self, flow: Flow) -> Iterator[Hook]:
-        """Detection takes too long: hooks run with what is known. Inspection itself goes on."""
+    def stop_waiting(self, flow: Flow) -> None:
+        """Detection takes too long: hooks shall run with what is known. Inspection itself goes on."""
+        if not flow.word & DETECTED:
+            flow.failures = (*flow.failures, Failure.UNCLASSIFIED)
+
+    def end(self, flow: Flow) -> Iterator[Hook]:
+        """The flow ends: end its inspection. Yields the hook there is news for, if any."""
+        grown = self._finish(flow)
         if not flow.detected:
-            if not flow.word & 0xFFFF0000:
-                flow.failures = (*flow.failures, Failure.UNCLASSIFIED)
+            self.stop_waiting(flow)
             yield Hook.PROTOCOL_DETECTED
+        elif grown:
+            yield Hook.PROTOCOL_UPDATED
 
-    def finish(self, flow: Flow) -> Iterator[Hook]:
-        """End the inspection, guessing if need be; a watch goes on. Yields what the end of it made known."""
+    def _finish(self, flow: Flow) -> bool:
+        """End the inspection, guessing if need be; a watch goes on. Whether that made anything known."""
         dpi = flow.dpi
         if dpi is None:
-            return
-        streams = flow.streams
-        if streams is not None and not flow.word & 0xFFFF0000:
-            for stream in streams:  # segments that still wait for a gap to fill
-                for segment in stream.flush():
-                    flow_word = dpi.feed(segment.data, int(flow.last_seen * 1000))
-                    if flow_word & 0xFFFF0000:
-                        self._classify(flow, flow_word)
+            return False
+        if flow.stream is not None and not flow.word & DETECTED:
+            for segment in flow.stream.flush():  # what still waits for a gap to fill
+                word = dpi.feed(segment.data, int(flow.last_seen * 1000))
+                if word & DETECTED:
+                    self._classify(flow, word)
         guessed = False
-        if not flow.word & 0xFFFF0000:
+        if not flow.word & DETECTED:
             word = dpi.give_up()
-            guessed = bool(word & 0xFFFF0000)
+            guessed = bool(word & DETECTED)
             if guessed:
                 self._classify(flow, word)
-        facts_before = flow.facts
-        flow.facts = self._read_facts(flow)
-        flow.facts_at = -1
+        grown = self._read_facts(flow)
         flow.risks = dpi.risks()
         dpi.close()
         flow.dpi = None
         self._settle(flow)
-        if not flow.detected:
-            yield from self.stop_waiting(flow)
-        elif guessed or flow.facts != facts_before:
-            yield Hook.PROTOCOL_UPDATED
+        return guessed or grown
 
     def abandon(self, flow: Flow) -> None:
         """Inspection of this flow failed: end it without asking anything more."""
@@ -173,9 +165,9 @@ class Inspector:
         if not flow.renamed:
             flow.first_classification = classification
 
-    def _ready(self, flow: Flow, packet: Packet) -> bool:
-        """Whether enough is known to run protocolDetected: the application, and the server's name if it has one."""
-        if not flow.word & 0xFFFF0000:
+    def _ready(self, flow: Flow) -> bool:
+        """Whether enough is known for protocolDetected: the application, and the server's name if any."""
+        if not flow.word & DETECTED:
             return flow.proto not in (TCP, UDP)
         if flow.hostname or flow.goodput_rcvd:
             return True
@@ -189,7 +181,7 @@ class Inspector:
         return bool(facts.ja3 or facts.ja4 or facts.tls_version)
 
     def _match(self, flow: Flow, packet: Packet) -> None:
-        if flow.word & 0xFFFF0000:
+        if flow.word & DETECTED:
             flow.match_length = packet.payload_length
             flow.match_payload = packet.payload_bytes() if packet.payload_length else b""
 
@@ -197,36 +189,36 @@ class Inspector:
         """Let go of what is no longer needed."""
         if flow.dpi is None and flow.watch is None:
             flow.looking = False
-            flow.streams = None
+            flow.stream = None
 
     # Facts
 
     def facts(self, flow: Flow) -> Facts:
         """All facts of a flow as of its latest packet."""
         if flow.dpi is not None and flow.facts_at != flow.packets:
-            flow.facts = self._read_facts(flow)
-            flow.facts_at = flow.packets
+            self._read_facts(flow)
         return flow.facts
 
-    def _read_facts(self, flow: Flow) -> Facts:
+    def _read_facts(self, flow: Flow) -> bool:
+        """Ask nDPI for facts; whether there are any."""
         classification = flow.classification
-        if flow.dpi is None or not (
-            classification.app in _SPEAKING or classification.master in _SPEAKING or flow.hostname
-        ):
-            return flow.facts
+        speaks = classification.app in _SPEAKING or classification.master in _SPEAKING or flow.hostname
+        if flow.dpi is None or not speaks:
+            return False
+        flow.facts_at = flow.packets
+        watch = flow.watch
+        if flow.requests and isinstance(watch, DnsWatch):  # it knows all that nDPI would tell, and more
+            flow.facts.dns_reply_code = watch.reply_code
+            return True
         facts = flow.dpi.facts()
-        asked = flow.facts
         if flow.requests:  # the watch's view of the request is whole, nDPI's is cut
-            facts = replace(
-                facts,
-                hostname=asked.hostname,
-                dns_query=asked.dns_query,
-                dns_query_type=asked.dns_query_type,
-                http_url=asked.http_url,
-                http_method=asked.http_method,
-                http_user_agent=asked.http_user_agent,
-            )
-        return facts if facts != NO_FACTS else NO_FACTS
+            asked = flow.facts
+            facts.hostname = asked.hostname
+            facts.http_url = asked.http_url
+            facts.http_method = asked.http_method
+            facts.http_user_agent = asked.http_user_agent
+        flow.facts = facts
+        return True
 
     # Requests
 
@@ -276,11 +268,11 @@ class Inspector:
         )
         flow.facts_at = -1
         flow.renamed = flow.renamed or (renamed and not first)
-        if (not first and renamed) or not flow.word & 0xFFFF0000:
+        if (not first and renamed) or not flow.word & DETECTED:
             self._inspect_anew(flow, packet, request, time_ms)
         else:
             self._set_classification(flow, self.classifier.describe(flow.word))
-        if flow.word & 0xFFFF0000:
+        if flow.word & DETECTED:
             if not flow.detected:
                 self._match(flow, packet)
                 yield Hook.PROTOCOL_DETECTED
@@ -291,15 +283,15 @@ class Inspector:
         """nDPI looks at one request per state: give it a fresh one, and the request as one packet."""
         dpi = self.classifier.open()
         word = dpi.feed(_as_one_packet(packet, request.head), time_ms)
-        if not word & 0xFFFF0000:  # not enough by itself: what was known stays
+        if not word & DETECTED:  # not enough by itself: what was known stays
             dpi.close()
             self._set_classification(flow, self.classifier.describe(flow.word))
             return
         if flow.dpi is not None:
             flow.dpi.close()
         flow.dpi = dpi
-        if flow.streams is None and flow.proto == TCP:
-            flow.streams = (Stream(), Stream())
+        if flow.stream is None and flow.proto == TCP:
+            flow.stream = Stream()
         flow.word = word
         self._set_classification(flow, self.classifier.describe(word))
 

@@ -133,7 +133,7 @@ def decode(
         data = data[:length]
         size = length
 
-    if proto == IPIP or proto == IPV6:
+    if proto in (IPIP, IPV6):
         if depth == MAX_TUNNELS:
             return Malformed.TUNNELS
         return decode(data[l4:], vlan, length - l4, depth + 1)
@@ -174,7 +174,7 @@ def decode(
         packet.payload_length = length - l4 - 12
         packet.key = head + addresses + data[l4 : l4 + 4]
         return packet
-    if (proto == ICMP or proto == ICMPV6) and size < l4 + 4:
+    if proto in (ICMP, ICMPV6) and size < l4 + 4:
         return Malformed.SHORT_L4
     packet.payload = l4
     packet.payload_length = 0

@@ -122,7 +122,11 @@ class status_types:  # noqa: N801 (ntopng's name for it)
         20, "status_tcp_connection_refused", "TCP connection refused", "error", "suspicious_activity"
     )
     status_tcp_severe_connection_issues = _T(
-        21, "status_tcp_severe_connection_issues", "TCP severe connection issues", "error", "connection_issues"
+        21,
+        "status_tcp_severe_connection_issues",
+        "TCP severe connection issues",
+        "error",
+        "connection_issues",
     )
     status_tls_certificate_expired = _T(
         22,

@@ -1,4 +1,4 @@
-"""One direction of a TCP stream, put in order.
+"""Both directions of a TCP stream, put in order.
 
 nDPI misses the server name when segments come to it out of order, so segments that are ahead wait here for
 the gap to fill. Only a few are held: a gap that stays (a capture with holes) is given up, not waited for.
@@ -9,74 +9,83 @@ from __future__ import annotations
 from nedge.core.packet import SYN, Packet
 
 MAX_HELD = 16
-"""Segments that wait for a gap to fill; one more gives the gap up."""
+"""Segments of one direction that wait for a gap to fill; one more gives the gap up."""
 
 _MASK = 0xFFFFFFFF
 _HALF = 0x80000000
+_UNKNOWN = -1
 
 
 class Stream:
-    """Sequence state of one direction."""
+    """Sequence state of a connection."""
 
     __slots__ = ("_held", "_next")
 
     def __init__(self) -> None:
-        self._next = -1  # not known before the first segment
-        self._held: list[Packet] = []
+        self._next = [_UNKNOWN, _UNKNOWN]  # sequence number expected from the server, from the client
+        self._held: tuple[list[Packet], list[Packet]] | None = None
 
-    def order(self, packet: Packet) -> tuple[Packet, ...]:
+    def order(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
         """Take a segment; give the segments that are now next, in order (it, others too, or none).
 
         Segments without payload and retransmissions go straight through.
         """
         length = packet.payload_length
-        if self._next < 0 or packet.flags & SYN:
-            self._next = (packet.seq + length + (packet.flags & SYN and 1)) & _MASK
+        expected = self._next[from_client]
+        if expected < 0 or packet.flags & SYN:
+            self._next[from_client] = (packet.seq + length + (1 if packet.flags & SYN else 0)) & _MASK
             return (packet,)
         if not length:
             return (packet,)
-        ahead = (packet.seq - self._next) & _MASK
-        if ahead == 0:
-            self._next = (packet.seq + length) & _MASK
-            return (packet, *self._release()) if self._held else (packet,)
-        if ahead >= _HALF:  # starts before what is next: a retransmission, perhaps with new bytes at its end
-            end = (packet.seq + length) & _MASK
-            if 0 < ((end - self._next) & _MASK) < _HALF:
-                self._next = end
-                return (packet, *self._release()) if self._held else (packet,)
-            return (packet,)
-        self._held.append(packet)
-        if len(self._held) > MAX_HELD:
-            return self.flush()
-        return ()
+        ahead = (packet.seq - expected) & _MASK
+        if 0 < ahead < _HALF:
+            return self._hold(packet, from_client)
+        # Next, or a retransmission, perhaps with new bytes at its end.
+        end = (packet.seq + length) & _MASK
+        if (end - expected) & _MASK < _HALF:
+            self._next[from_client] = end
+            if self._held is not None:
+                return (packet, *self._release(from_client))
+        return (packet,)
 
-    def _release(self) -> tuple[Packet, ...]:
+    def _hold(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
+        if self._held is None:
+            self._held = ([], [])
+        held = self._held[from_client]
+        held.append(packet)
+        return self._give_up(from_client) if len(held) > MAX_HELD else ()
+
+    def _release(self, from_client: bool) -> tuple[Packet, ...]:
         """Held segments that have become next."""
-        self._sort()
+        held = self._sorted(from_client)
         released = 0
-        for packet in self._held:
-            ahead = (packet.seq - self._next) & _MASK
-            if 0 < ahead < _HALF:
+        for packet in held:
+            expected = self._next[from_client]
+            if 0 < (packet.seq - expected) & _MASK < _HALF:
                 break
             released += 1
             end = (packet.seq + packet.payload_length) & _MASK
-            if (end - self._next) & _MASK < _HALF:
-                self._next = end
-        ready = tuple(self._held[:released])
-        del self._held[:released]
+            if (end - expected) & _MASK < _HALF:
+                self._next[from_client] = end
+        ready = tuple(held[:released])
+        del held[:released]
         return ready
 
-    def _sort(self) -> None:
-        base = self._next
-        self._held.sort(key=lambda packet: ((packet.seq - base + _HALF) & _MASK))
+    def _give_up(self, from_client: bool) -> tuple[Packet, ...]:
+        """The gap will not fill: all that waits, in order."""
+        held = self._sorted(from_client)
+        ready = tuple(held)
+        held.clear()
+        if ready:
+            self._next[from_client] = (ready[-1].seq + ready[-1].payload_length) & _MASK
+        return ready
+
+    def _sorted(self, from_client: bool) -> list[Packet]:
+        assert self._held is not None
+        held, base = self._held[from_client], self._next[from_client]
+        held.sort(key=lambda packet: (packet.seq - base + _HALF) & _MASK)
+        return held
 
     def flush(self) -> tuple[Packet, ...]:
-        """Give the gap up: all that waits, in order."""
-        if not self._held:
-            return ()
-        self._sort()
-        held = tuple(self._held)
-        self._held.clear()
-        last = held[-1]
-        self._next = (last.seq + last.payload_length) & _MASK
-        return held
+        """All that waits in either direction, the client's first."""
+        return () if self._held is None else (*self._give_up(True), *self._give_up(False))

@@ -2,8 +2,8 @@
 
 Every flow stands under the keys of both its directions: one slice of the packet finds it.
 
-Timers cost a live flow nothing per packet: a flow waits in the bucket of the second at which it could first be
-due; when that comes and packets have moved the flow's own time on, it is put off, not acted upon.
+Timers cost a live flow nothing per packet: a flow waits in the bucket of the second at which it could first
+be due; when that comes and packets have moved the flow's own time on, it is put off, not acted upon.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from heapq import heappop, heappush
 
 from nedge.core.flow import Flow
 from nedge.core.packet import reverse_key
+
+_NEVER = float("inf")
 
 
 class FlowTable:
@@ -26,6 +28,8 @@ class FlowTable:
         """Key of either direction -> Flow, or None."""
         self._buckets: dict[int, list[Flow]] = {}
         self._seconds: list[int] = []  # heap of the keys of _buckets
+        self.next_wake = _NEVER
+        """When the next timer is due, in epoch seconds."""
 
     @property
     def full(self) -> bool:
@@ -61,12 +65,8 @@ class FlowTable:
         if bucket is None:
             bucket = self._buckets[second] = []
             heappush(self._seconds, second)
+            self.next_wake = self._seconds[0]
         bucket.append(flow)
-
-    @property
-    def next_wake(self) -> float:
-        """When the next timer is due; infinity if none is."""
-        return self._seconds[0] if self._seconds else float("inf")
 
     def due(self, now: float) -> Iterator[tuple[float, Flow]]:
         """Flows that are still here and whose time has come, with that time, in order of it.
@@ -75,6 +75,7 @@ class FlowTable:
         """
         while self._seconds and self._seconds[0] <= now:
             second = heappop(self._seconds)
+            self.next_wake = self._seconds[0] if self._seconds else _NEVER
             for flow in self._buckets.pop(second):
                 if flow.timer == second and flow in self:
                     yield float(second), flow

@@ -194,7 +194,7 @@ def _host_name(host: bytes) -> str:
 
 
 def parse_dns_query(message: bytes) -> tuple[str, int] | None:
-    """First question of a DNS query: its name (lower case, non-printables as `?`) and type. None if it is none."""
+    """First question of a DNS query: its name (lower case, non-printables as `?`) and type; or None."""
     if len(message) < 17 or message[2] & 0x80 or not (message[4] or message[5]):
         return None
     labels = []
@@ -220,9 +220,11 @@ def parse_dns_query(message: bytes) -> tuple[str, int] | None:
 class DnsWatch:
     """The queries of one UDP 5-tuple, or of one TCP connection."""
 
-    __slots__ = ("_buffer", "_cursor", "_skip")
+    __slots__ = ("_buffer", "_cursor", "_skip", "reply_code")
 
     def __init__(self) -> None:
+        self.reply_code = 0
+        """RCODE of the latest answer, over UDP."""
         self._cursor = _Cursor()
         self._buffer = b""
         self._skip = 0
@@ -230,6 +232,9 @@ class DnsWatch:
     def feed(self, packet: Packet) -> list[Request]:
         if packet.proto != TCP:
             message = packet.payload_bytes()
+            if len(message) > 3 and message[2] & 0x80:
+                self.reply_code = message[3] & 0x0F
+                return []
             query = parse_dns_query(message)
             return [Request(name=query[0], query_type=query[1], head=message)] if query else []
         data, missing, uncaptured = self._cursor.take(packet)

@@ -1,8 +1,8 @@
 """What differs between nDPI's releases, as a table: how results come back and which arguments calls take.
 
 What the releases agree on is in `module.py`; where things are inside a flow's memory is found by `probe.py`.
-The table was measured on the libraries themselves; rows marked "read" come from the release's `ndpi_api.h`
-and `ndpi_typedefs.h`, and rely on the self-test.
+The tests run 4.2 and 5.0. What other rows say was found on those releases' libraries, except for rows marked
+"untried", which follow their neighbours: the self-test at start decides whether they hold.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ _ABIS = (
     Abi((4, 8), 24, 8, None, _GUESS, True, False, True),
     Abi((4, 10), 24, 8, None, _GUESSED, True, True, False),
     Abi((4, 11), 24, 8, None, _GUESSED, True, True, False),
-    Abi((4, 12), 24, 8, None, _GUESSED, True, True, False),  # read
-    Abi((4, 14), 24, 8, None, _GUESSED, True, True, False),  # read
+    Abi((4, 12), 24, 8, None, _GUESSED, True, True, False),  # untried
+    Abi((4, 14), 24, 8, None, _GUESSED, True, True, False),  # untried
     Abi((5, 0), 56, 24, 48, _PLAIN, False, True, False),
 )
 _BY_RELEASE = {abi.release: abi for abi in _ABIS}

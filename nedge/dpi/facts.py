@@ -24,14 +24,17 @@ def read_facts(text: bytes, hostname: str) -> tuple[Facts, bool]:
     """
     try:
         root = _parse(text)
+        if not isinstance(root, dict):
+            raise ValueError("not an object")
     except ValueError:
         return Facts(hostname=hostname), False
     inner = _block(root, "ndpi")
     facts = Facts(hostname=hostname)
-    for name, read in (("tls", _tls), ("quic", _quic), ("http", _http), ("dns", _dns), ("ssh", _ssh)):
-        block = _block(inner, name) or _block(root, name)
-        if block:
-            read(facts, block)
+    for name, read in _READERS.items():
+        if name in inner:
+            read(facts, _block(inner, name))
+        elif name in root:
+            read(facts, _block(root, name))
     return facts, True
 
 
@@ -101,3 +104,6 @@ def _ssh(facts: Facts, block: Mapping[str, Any]) -> None:
     facts.ssh_server = _text(block, "server_signature")
     facts.hassh_client = _text(block, "hassh_client").lower()
     facts.hassh_server = _text(block, "hassh_server").lower()
+
+
+_READERS = {"tls": _tls, "quic": _quic, "http": _http, "dns": _dns, "ssh": _ssh}

@@ -41,7 +41,7 @@ def _cells(event: Mapping[str, Any]) -> list[Text]:
         Text("\n".join(name.removeprefix("status_") for name in nedge.get("status", ()))),
         Text(str(nedge["score"])),
         Text(verdict, style=VERDICT_STYLES.get(verdict, "")),
-        Text(_printable(nedge.get("reason") or "")),
+        Text(_printable(nedge.get("reason") or "").replace("status_", "")),
     ]
 
 

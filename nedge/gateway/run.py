@@ -1,6 +1,7 @@
 """`nedge run`: set everything up, forward packets until a signal comes, put everything back.
 
-The order keeps traffic going: the rules come last (no packet meets a queue without a listener) and go first.
+From the inside out, and back: queue, rules, bridge. So no packet meets a queue that nobody listens to, and
+none crosses a bridge of ours without having met the rules.
 """
 
 from __future__ import annotations
@@ -8,21 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import structlog
 
+from nedge.config import Config
 from nedge.gateway.worker import Engine, Worker, stop_signals
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.errors import KernelError
-from nedge.kernel.probe import load_modules, probe, require
+from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
 
-if TYPE_CHECKING:
-    from nedge.config import Config
+LINK_DEADLINE = 5.0
 
 log = structlog.get_logger()
 
@@ -48,11 +48,12 @@ def _run(config: Config, build: Callable[[Config], Engine], undo: ExitStack) -> 
     fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
     signals = undo.enter_context(stop_signals())
 
-    check(config)
+    require(filter(None, [missing_capabilities()]))
     state = State(gateway.bridge)
     state.lock()
     undo.callback(state.unlock)
     clear_abandoned(but=gateway.bridge)
+    check(config)
 
     def put_back(step: Callable[[], None]) -> None:
         """A start that fails leaves what a crashed gateway left: open or closed, as it was told to fail."""
@@ -63,24 +64,24 @@ def _run(config: Config, build: Callable[[Config], Engine], undo: ExitStack) -> 
 
         undo.push(leave)
 
-    engine = build(config)
-    bridge = Bridge(gateway.bridge, gateway.lan, gateway.wan, state)
-    bridge.open()
-    put_back(bridge.close)
     worker = Worker(
-        engine,
+        build(config),
         number=gateway.queue,
         length=gateway.queue_length,
         mode=gateway.mode,
         fail_open=fail_open,
     )
     undo.callback(worker.close)
-    rules = RuleSet(
-        gateway.bridge, tuple(gateway.lan), tuple(gateway.wan), gateway.queue, bypass=fail_open, state=state
-    )
+    lan, wan = tuple(gateway.lan), tuple(gateway.wan)
+    rules = RuleSet(gateway.bridge, lan, wan, gateway.queue, bypass=fail_open, state=state)
     rules.install()  # in place of what a crash left, without a gap
+    put_back(rules.remove)
+    bridge = Bridge(gateway.bridge, lan, wan, state)
+    bridge.open()
+    put_back(bridge.close)
     state.inherited = False
-    undo.callback(rules.remove)
+    worker.watch(signals, worker.stop)
+    await_link(worker, bridge)
 
     log.info(
         "gateway_ready",
@@ -91,10 +92,19 @@ def _run(config: Config, build: Callable[[Config], Engine], undo: ExitStack) -> 
         fail=gateway.fail,
         queue=gateway.queue,
     )
-    worker.watch(signals, worker.stop)
     started = time.monotonic()
     worker.run()
     log.info("gateway_stopping", signal=signals.received, seconds=round(time.monotonic() - started, 1))
+
+
+def await_link(worker: Worker, bridge: Bridge) -> None:
+    """Work until all ports have a link, and forward; but only so long: one may have no cable."""
+    deadline = time.monotonic() + LINK_DEADLINE
+    while (missing := bridge.ports_without_link()) and not worker.stopping:
+        if time.monotonic() > deadline:
+            log.warning("port_without_link", ports=missing)
+            return
+        worker.run(0.05)
 
 
 def check(config: Config) -> None:

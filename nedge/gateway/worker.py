@@ -8,6 +8,7 @@ signal                                   ends the loop
 from __future__ import annotations
 
 import contextlib
+import math
 import selectors
 import signal
 import socket
@@ -85,6 +86,7 @@ class Worker:
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
         self._stopping = False
+        self._due = time.monotonic() + TICK
         self._selector = selectors.DefaultSelector()
         self.queue = PacketQueue(
             number,
@@ -104,15 +106,20 @@ class Worker:
         """End the loop after what is in hand."""
         self._stopping = True
 
-    def run(self) -> None:
-        """The loop, until `stop()`."""
-        due = time.monotonic() + TICK
-        while not self._stopping:
-            for key, _events in self._selector.select(max(0.0, due - time.monotonic())):
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop()` was called."""
+        return self._stopping
+
+    def run(self, seconds: float = math.inf) -> None:
+        """The loop, until `stop()` or for so many seconds."""
+        end = time.monotonic() + seconds
+        while not self._stopping and (now := time.monotonic()) < end:
+            for key, _events in self._selector.select(max(0.0, min(self._due, end) - now)):
                 key.data()
-            if time.monotonic() >= due:
+            if time.monotonic() >= self._due:
                 self._guarded(self.engine.advance)
-                due = time.monotonic() + TICK
+                self._due = time.monotonic() + TICK
 
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""

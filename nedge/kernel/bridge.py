@@ -2,7 +2,7 @@
 
 Only what is needed is touched: iptables is switched on for this one bridge (not, by sysctl, for every
 bridge of the machine), and frames inside a VLAN or PPPoE are made to meet the rules too: a firewall that
-a tag gets round would be none.
+a tag gets round would be none. (The kernel looks behind one tag: frames with two pass without being judged.)
 
 A bridge that the gateway makes is as good as a cable:
 
@@ -63,6 +63,12 @@ class Bridge:
     def close(self) -> None:
         """Put everything back as it was found."""
         undo(self._state)
+
+    def ports_without_link(self) -> list[str]:
+        """Ports that do not forward yet: no cable, or the link is still coming up (seconds, often)."""
+        with IPRoute() as route:
+            links = read_links(route)
+        return [name for name in self.ports if name not in links or not links[name].forwarding]
 
     def _found(self, route: Any) -> Section:
         """What is there now, as far as it will be changed; or what was there before a crash."""
@@ -152,6 +158,8 @@ def undo(state: State) -> None:
 
 def check_ports(links: dict[str, Link], bridge: str, ports: Sequence[str]) -> None:
     """Raise KernelError unless every port can be, or is, one of the bridge."""
+    if len(set(ports)) != len(ports) or bridge in ports:
+        raise KernelError("an interface is named twice among gateway.bridge, gateway.lan and gateway.wan")
     names = {link.index: link.name for link in links.values()}
     owner = links.get(bridge)
     for name in ports:

@@ -12,6 +12,7 @@ PROC_SYS = Path("/proc/sys")
 _IFF_UP = 1
 _ARPHRD_LOOPBACK = 772
 _SCOPE_LINK = 253
+_FORWARDING = 3
 # What the bridge is told on pyroute2's side, and under which name the kernel tells it back.
 BRIDGE_OPTIONS = {
     "br_nf_call_iptables": "IFLA_BR_NF_CALL_IPTABLES",
@@ -33,7 +34,9 @@ class Link:
     mtu: int
     options: dict[str, int]
     """Of a bridge: the BRIDGE_OPTIONS."""
-    loopback: bool = False
+    forwarding: bool
+    """Of a port: whether its bridge sends and takes packets there, which it does once the link is up."""
+    loopback: bool
 
 
 def read_links(route: Any) -> dict[str, Link]:
@@ -62,6 +65,9 @@ def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
     kind = (info.get_attr("IFLA_INFO_KIND") or "") if info else ""
     options = {}
+    port = None
+    if info and info.get_attr("IFLA_INFO_SLAVE_KIND") == "bridge":
+        port = info.get_attr("IFLA_INFO_SLAVE_DATA")
     if kind == "bridge":
         data = info.get_attr("IFLA_INFO_DATA")
         options = {ours: int(data.get_attr(theirs) or 0) for ours, theirs in BRIDGE_OPTIONS.items()}
@@ -73,6 +79,7 @@ def _link(message: Any) -> Link:
         kind=kind,
         mtu=message.get_attr("IFLA_MTU") or 0,
         options=options,
+        forwarding=port is not None and port.get_attr("IFLA_BRPORT_STATE") == _FORWARDING,
         loopback=message["ifi_type"] == _ARPHRD_LOOPBACK,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,8 @@ def probe(bridge: str, lan: Sequence[str], wan: Sequence[str], *, queue: int = 0
     if problem := missing_capabilities():
         return [problem]  # without them nothing else can be looked at
     problems = [*missing_tools(), *missing_modules()]
+    if not lan or not wan:
+        return [*problems, Problem("gateway.lan and gateway.wan must name at least one interface each")]
     try:
         rules = RuleSet(bridge, tuple(lan), tuple(wan), queue, bypass=True)
         found = links()
@@ -46,7 +48,7 @@ def probe(bridge: str, lan: Sequence[str], wan: Sequence[str], *, queue: int = 0
     return [*refused_rules(rules), *doubtful_links(found, bridge, lan, wan), *other_filters()]
 
 
-def require(problems: Sequence[Problem]) -> None:
+def require(problems: Iterable[Problem]) -> None:
     """Raise KernelError for the first fatal problem."""
     for problem in problems:
         if problem.fatal:

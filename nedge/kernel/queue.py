@@ -12,7 +12,6 @@ A wrapper round netfilterqueue that closes its traps:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import struct

@@ -18,7 +18,11 @@ from nedge.lab.servers import ServerSet
 from nedge.lab.topology import Lab
 
 app = typer.Typer(
-    help="A lab of network namespaces: client - gateway - server. Needs root.", no_args_is_help=True
+    help="A lab of network namespaces: client - gateway - server. Needs root.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 

@@ -72,7 +72,7 @@ def main() -> int:
             get(asked.host, asked.name, path=asked.path, port=asked.port, timeout=asked.timeout)
         )
     except (TimeoutError, ConnectionError) as error:
-        print(f"no answer: {error or 'timeout'}", file=sys.stderr)
+        print(f"no answer: {str(error) or 'timeout'}", file=sys.stderr)
         return 1
     sys.stdout.buffer.write(body)
     return 0

@@ -1,7 +1,7 @@
 """The flow object that user scripts get: the Flow User Scripts API of ntopng, 41 functions, and a few more.
 
-Function names are ntopng's to the letter. Times are epoch seconds, sizes bytes of IP packets, "sent" is client
-to server.
+Function names are ntopng's to the letter. Times are epoch seconds, sizes bytes of IP packets, "sent" is
+client to server.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Flow:
         return not self._flow.client.local and not self._flow.server.local
 
     def isBlacklisted(self) -> bool:
-        """Whether an end, or the name asked for, is on a malware list, or nDPI's category is malware (100)."""
+        """Whether an end or the name asked for is on a malware list, or nDPI's category is malware (100)."""
         flow = self._flow
         return flow.blacklisted or flow.classification.category_id == CATEGORY_MALWARE
 
@@ -266,7 +266,7 @@ class Flow:
         return facts.http_url or facts.dns_query or self._flow.hostname
 
     def getBlacklistedInfo(self) -> dict[str, bool]:
-        """Why isBlacklisted: `blacklisted.cli`, `blacklisted.srv`, `blacklisted.cat`, each present if true."""
+        """Why isBlacklisted: `blacklisted.cli`, `blacklisted.srv` and `blacklisted.cat`, if true."""
         flow = self._flow
         found = {
             "blacklisted.cli": flow.client.blacklisted,

@@ -244,7 +244,8 @@ def _conf(module: ModuleType, key: str, settings: dict[str, Any]) -> dict[str, A
         same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(default, bool)
         number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
         if default is not None and not (same or number):
-            raise _ScriptError(f"{where}: found {value!r}; allowed is a value of type {type(default).__name__}")
+            kind = type(default).__name__
+            raise _ScriptError(f"{where}: found {value!r}; allowed is a value of type {kind}")
         conf[name] = value
     return conf
 

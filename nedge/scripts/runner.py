@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter_ns
 from traceback import extract_tb
+from typing import Any
 
 import structlog
 
@@ -11,10 +12,12 @@ from nedge.core.flow import Handshake
 from nedge.core.hooks import Hook, HookCall
 from nedge.core.packet import TCP
 from nedge.scripts.api import Context, Flow
-from nedge.scripts.loader import Script
+from nedge.scripts.loader import HookFunction, Script
 
 LOG_SECONDS = 60
 """A script's errors are logged at most once in so many seconds of flow time."""
+
+_Step = tuple[Script, HookFunction, dict[str, Any]]
 
 _log = structlog.get_logger(__name__)
 
@@ -28,43 +31,54 @@ class Runner:
         self.context: Context | None = None
         self.wants_match_packet = any(script.wants_match_packet for script in scripts)
         self._by_hook = {hook: [script for script in scripts if hook in script.hooks] for hook in Hook}
-        self._chosen: dict[tuple[Hook, int], tuple[Script, ...]] = {}
+        self._wanted = {
+            hook: frozenset(proto for proto in range(256) if any(not s.l4 or proto in s.l4 for s in chosen))
+            for hook, chosen in self._by_hook.items()
+        }
+        self._plans: dict[tuple[Hook, int, int, int, bool], tuple[_Step, ...]] = {}
         self._logged: dict[str, int] = {}
 
     def wants(self, hook: Hook, proto: int) -> bool:
-        return bool(self._choose(hook, proto))
-
-    def _choose(self, hook: Hook, proto: int) -> tuple[Script, ...]:
-        """Scripts for a hook and an L4 protocol, kept once found."""
-        chosen = self._chosen.get((hook, proto))
-        if chosen is None:
-            chosen = tuple(s for s in self._by_hook[hook] if not s.l4 or proto in s.l4)
-            self._chosen[hook, proto] = chosen
-        return chosen
+        return proto in self._wanted[hook]
 
     def run(self, call: HookCall) -> None:
         flow, hook = call.flow, call.hook
+        incomplete = flow.proto == TCP and flow.handshake != Handshake.DONE
+        classification = flow.classification
+        key = (hook, flow.proto, classification.app_id, classification.master_id, incomplete)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._plan(*key)
+        if not plan:
+            return
         assert self.context is not None
         api = Flow(call, self.context)
+        now = call.now
         periodic = hook is Hook.PERIODIC_UPDATE
-        incomplete = flow.proto == TCP and flow.handshake != Handshake.DONE
-        protocols = (flow.classification.app_id, flow.classification.master_id)
-        for script in self._choose(hook, flow.proto):
+        start = perf_counter_ns()
+        for script, function, conf in plan:
             if periodic and flow.tick % script.periodic_ticks:
                 continue
-            if incomplete and script.three_way_handshake_ok:
-                continue
-            if script.l7 is not None and script.l7 not in protocols:
-                continue
             api._script = script.key
-            start = perf_counter_ns()
             try:
-                script.hooks[hook](api, call.now, script.conf)
+                function(api, now, conf)
             except (Exception, SystemExit) as error:
                 call.failed += 1
                 self._report(script, call, error)
             script.calls += 1
-            script.time_ns += perf_counter_ns() - start
+            end = perf_counter_ns()
+            script.time_ns += end - start
+            start = end
+
+    def _plan(self, hook: Hook, proto: int, app: int, master: int, incomplete: bool) -> tuple[_Step, ...]:
+        """The scripts that the filters let such a flow's hook through to, in order."""
+        return tuple(
+            (script, script.hooks[hook], script.conf)
+            for script in self._by_hook[hook]
+            if (not script.l4 or proto in script.l4)
+            and not (incomplete and script.three_way_handshake_ok)
+            and (script.l7 is None or script.l7 in (app, master))
+        )
 
     def _report(self, script: Script, call: HookCall, error: BaseException) -> None:
         """Count, and say where in the script it happened; not again for a while."""

@@ -16,6 +16,7 @@ import pytest
 from scapy.layers.inet import TCP, UDP
 from scapy.utils import rdpcap
 
+from nedge.lab.gateway import PORTS, Gateway
 from nedge.lab.host import LabError, environment, pids_in
 from nedge.lab.servers import ServerSet
 from nedge.lab.topology import Lab
@@ -193,6 +194,45 @@ def test_run_ends_what_takes_too_long(lab: Lab) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         lab.client.run(["sh", "-c", "sleep 100 & sleep 100"], timeout=0.3)
     assert pids_in(lab.client.namespace) == []
+
+
+LAB_COMMAND = [sys.executable, "-c", "from nedge.lab.cli import app; app(prog_name='nedge lab')"]
+
+
+def test_demo_command() -> None:
+    done = subprocess.run(
+        [*LAB_COMMAND, "demo"], capture_output=True, text=True, env=environment(), timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 were answered, 10 were cut off" in done.stdout
+
+
+@pytest.mark.parametrize(("command", "status"), [(["curl", "-sS", "http://www.example/"], 0), (["false"], 1)])
+def test_run_command(command: list[str], status: int) -> None:
+    done = subprocess.run(
+        [*LAB_COMMAND, "run", "--", *command], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert ('"host": "www.example"' in done.stdout) is (status == 0)
+
+
+def test_gateway_tells_why_it_does_not_start(lab: Lab) -> None:
+    with (
+        pytest.raises(LabError, match="nosuch0"),
+        Gateway(lab, '[gateway]\nlan = ["nosuch0"]\nwan = ["wan0"]'),
+    ):
+        pass
+
+
+def test_a_killed_gateway_leaves_nothing(lab: Lab) -> None:
+    with Gateway(lab, PORTS) as gateway:
+        ask = "from nedge.kernel.state import namespace_dir; print(namespace_dir())"
+        state = Path(lab.gateway.run([sys.executable, "-c", ask], timeout=10).stdout.strip())
+        assert state.exists()
+        os.kill(gateway.pid, signal.SIGKILL)
+    assert gateway.status == -signal.SIGKILL
+    lab.close()
+    assert not state.exists()
 
 
 def leftovers(prefix: str) -> list[str]:

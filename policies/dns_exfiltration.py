@@ -1,0 +1,85 @@
+"""Tells of data that leaves inside DNS queries, as tunnels (iodine, dnscat2) and some malware do it.
+
+A query is suspicious if its name is longer than `max_length` characters, has more than `max_labels` labels, or
+has a part below the domain, of `min_random` characters or more, that looks random: more than `max_entropy`
+bits a character.
+A client is suspicious if it asks for too much new text below one domain within a minute (`max_volume`
+characters). `ignore` has domains to which all this does not apply; reverse lookups are among them.
+
+Default scores: flow 50, client 50, an alert. Set `score = 100` to block such queries.
+"""
+
+from collections import Counter
+from math import log2
+
+from nedge.core.lists import DomainSet
+from nedge.scripts import Conf, Flow, status_types
+
+title = "DNS data exfiltration"
+category = "security"
+l7_proto = "DNS"
+default_value = {
+    "max_length": 120,
+    "max_labels": 10,
+    "min_random": 40,
+    "max_entropy": 4.0,
+    "max_volume": 4000,
+    "ignore": ["arpa"],
+    "score": 50,
+    "client_score": 50,
+    "server_score": 0,
+}
+
+WINDOW = 60  # seconds
+asked: dict[tuple[str, str], set[str]] = {}  # client and domain -> what was asked below it in this window
+window = 0
+
+
+def split(name: str) -> tuple[str, str]:
+    """`a.b.example.co.uk` -> `a.b`, `example.co.uk`. Good enough without a list of all public suffixes."""
+    labels = name.split(".")
+    second = labels[-2] if len(labels) > 1 else ""
+    size = 3 if len(labels[-1]) == 2 and len(second) <= 3 else 2
+    return ".".join(labels[:-size]), ".".join(labels[-size:])
+
+
+def entropy(text: str) -> float:
+    """Bits a character: 3 to 4 in words and hexadecimal, above 4 in base32 and base64."""
+    return sum(-count / len(text) * log2(count / len(text)) for count in Counter(text).values())
+
+
+def volume(client: str, domain: str, text: str, now: int) -> int:
+    """Characters of different names that the client asked for below the domain in this minute."""
+    global window
+    if now // WINDOW != window:
+        window = now // WINDOW
+        asked.clear()
+    texts = asked.setdefault((client, domain), set())
+    texts.add(text)
+    return sum(map(len, texts))
+
+
+def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
+    query = flow.getDnsQuery().rstrip(".")
+    if not query or DomainSet(conf["ignore"]).match(query):
+        return
+    text, domain = split(query)
+    measured: dict[str, tuple[float, float]] = {
+        "length": (len(query), conf["max_length"]),
+        "labels": (query.count(".") + 1, conf["max_labels"]),
+        "volume": (volume(flow.getClientKey(), domain, text, now), conf["max_volume"]),
+    }
+    if len(text) >= conf["min_random"]:
+        measured["entropy"] = (round(entropy(text.replace(".", "")), 2), conf["max_entropy"])
+    found = {what: value for what, (value, limit) in measured.items() if value > limit}
+    if found:
+        flow.triggerStatus(
+            status_types.status_dns_data_exfiltration,
+            {"query": query, **found},
+            conf["score"],
+            conf["client_score"],
+            conf["server_score"],
+        )
+
+
+protocolUpdated = protocolDetected
