@@ -60,13 +60,14 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
     if fatal:
         raise ConfigError("\n".join(fatal))
 
+    runner = Runner(scripts)
     inspector = Inspector(
         classifier,
         names=names,
         detection_packets=config.limits.detection_packets,
         watch_http=config.dpi.watch_http,
+        keep_match_payload=runner.wants_match_packet,
     )
-    runner = Runner(scripts)
     engine = Engine(
         inspector,
         scripts=runner,

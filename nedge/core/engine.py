@@ -89,6 +89,7 @@ class Engine:
         sink: Sink = ignore,
     ) -> None:
         self.inspector = inspector
+        inspector.on_news = self._news
         self.scripts: ScriptRunner = scripts or NoScripts()
         self.policy = policy or Policy()
         self.limits = limits or Limits()
@@ -138,7 +139,10 @@ class Engine:
         if flow.looking:
             if mac:
                 self._learn_mac(flow, from_client, mac)
-            self._look(flow, packet, from_client, now)
+            try:
+                self.inspector.look(flow, packet, from_client, int(now * 1000))
+            except Exception:
+                self._inspection_failed(flow)
 
         action = flow.verdict.action
         if action:
@@ -200,22 +204,21 @@ class Engine:
         else:
             flow.server_mac = flow.server_mac or mac
 
-    def _look(self, flow: Flow, packet: Packet, from_client: bool, now: float) -> None:
-        """Inspect, and run the hooks there is news for. A failing inspection has its own policy."""
-        try:
-            for hook in self.inspector.look(flow, packet, from_client, int(now * 1000)):
-                self._news(flow, hook, now)
-        except Exception:
-            self.counters.dpi_errors += 1
-            self.inspector.abandon(flow)
-            flow.failures = (*flow.failures, Failure.DPI_ERROR)
-            if not flow.detected:
-                self._news(flow, Hook.PROTOCOL_DETECTED, now)
-            self.judge(flow, now)
+    def _inspection_failed(self, flow: Flow) -> None:
+        """No more of it for this flow; the policy for inspection errors has its say."""
+        self.counters.dpi_errors += 1
+        self.inspector.abandon(flow)
+        flow.failures = (*flow.failures, Failure.DPI_ERROR)
+        if flow.detected:
+            self.judge(flow, self.now)
+        else:
+            self._news(flow, Hook.PROTOCOL_DETECTED)
 
     # Hooks and verdict
 
-    def _news(self, flow: Flow, hook: Hook, now: float) -> None:
+    def _news(self, flow: Flow, hook: Hook) -> None:
+        """What is known of a flow grew."""
+        now = self.now
         if hook is Hook.PROTOCOL_DETECTED:
             flow.detected = True
             flow.decided_at_packet = flow.packets
@@ -315,9 +318,10 @@ class Engine:
 
     def advance(self, now: float) -> None:
         """Let time pass: silent detections, periodicUpdate, ends of flows and of quarantines."""
-        self.now = max(self.now, now)
-        for at, flow in self.table.due(self.now):
+        for at, flow in self.table.due(now):
+            self.now = max(self.now, at)
             self._wake(flow, at)
+        self.now = max(self.now, now)
         if self._quarantined and any(host.quarantined_until <= self.now for host in self._quarantined):
             over = [host for host in self._quarantined if host.quarantined_until <= self.now]
             self._quarantined = [host for host in self._quarantined if host not in over]
@@ -334,7 +338,7 @@ class Engine:
             silent = flow.last_seen + self.limits.detection_seconds
             if silent <= now:
                 self.inspector.stop_waiting(flow)
-                self._news(flow, Hook.PROTOCOL_DETECTED, now)
+                self._news(flow, Hook.PROTOCOL_DETECTED)
             else:
                 ends = min(ends, silent)
         if flow.next_tick and flow.next_tick <= now:
@@ -352,8 +356,10 @@ class Engine:
         return self.limits.idle_seconds
 
     def _end(self, flow: Flow, now: float, reason: EndReason) -> None:
-        for hook in self.inspector.end(flow):
-            self._news(flow, hook, now)
+        try:
+            self.inspector.end(flow)
+        except Exception:
+            self._inspection_failed(flow)
         self.run_hook(flow, Hook.FLOW_END, now)
         self.table.remove(flow)
         self._sink(FlowEnded(flow, now, reason))

@@ -70,9 +70,6 @@ class HookCall:
 class ScriptRunner(Protocol):
     """Runs user scripts. Exceptions of scripts never come out of it."""
 
-    wants_match_packet: bool
-    """Whether a script may ask for the payload of the packet that completed detection."""
-
     def run(self, call: HookCall) -> None:
         """Call every script that hooks this and whose filters let the flow through, in order."""
 
@@ -82,8 +79,6 @@ class ScriptRunner(Protocol):
 
 class NoScripts:
     """The runner of an engine without scripts."""
-
-    wants_match_packet = False
 
     def run(self, call: HookCall) -> None:
         """Nothing to call."""

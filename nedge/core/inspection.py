@@ -1,13 +1,13 @@
 """Looking into packets: what a flow is, whom it asks for, and when that is known well enough to run hooks.
 
 `Inspector.look` takes a packet of a flow that is still looked into. It updates what is known of the flow and
-yields a hook each time there is news, so that hooks see the flow as it was at that request, not the last one.
+calls `on_news` each time there is news: hooks see the flow as it is at that request.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
@@ -64,14 +64,19 @@ class Inspector:
         names: NameLists | None = None,
         detection_packets: int = 12,
         watch_http: bool = True,
+        keep_match_payload: bool = False,
     ) -> None:
+        """`keep_match_payload`: beyond inspection, for scripts that ask for it in later hooks."""
         self.classifier = classifier
+        self.on_news: Callable[[Flow, Hook], None] = lambda flow, hook: None  # noqa: ARG005
+        """Called with a flow and the hook that is due; the engine's."""
         self.names = names or NameLists(DomainSet(), DomainSet(), DomainSet())
         self.detection_packets = detection_packets
         self.watch_http = watch_http
+        self.keep_match_payload = keep_match_payload
 
-    def look(self, flow: Flow, packet: Packet, from_client: bool, time_ms: int) -> Iterator[Hook]:
-        """Look into one packet; yields the hooks that there is news for."""
+    def look(self, flow: Flow, packet: Packet, from_client: bool, time_ms: int) -> None:
+        """Look into one packet; `on_news` hears of all that it makes known."""
         new = not flow.detected
         stream = flow.stream
         for segment in (packet,) if stream is None else stream.order(packet, from_client):
@@ -83,36 +88,36 @@ class Inspector:
                     self._classify(flow, word)
                     self._follow_watch(flow)
                     if flow.detected:
-                        yield Hook.PROTOCOL_UPDATED
+                        self.on_news(flow, Hook.PROTOCOL_UPDATED)
             if flow.watch is not None and (from_client or flow.proto == UDP):
                 for request in flow.watch.feed(segment):
-                    yield from self._request(flow, segment, request, time_ms)
+                    self._request(flow, segment, request, time_ms)
             if not flow.detected and self._ready(flow):
                 self._match(flow, segment)
-                yield Hook.PROTOCOL_DETECTED
+                self.on_news(flow, Hook.PROTOCOL_DETECTED)
             if flow.dpi is not None and flow.detected:
                 over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
                 if over or (flow.word & DETECTED and not flow.dpi.more_possible()):
                     grown = self._finish(flow)
                     if grown and not new:  # else the hooks have just seen all there is
-                        yield Hook.PROTOCOL_UPDATED
+                        self.on_news(flow, Hook.PROTOCOL_UPDATED)
         if not flow.detected and flow.packets >= self.detection_packets:
             self.stop_waiting(flow)
-            yield Hook.PROTOCOL_DETECTED
+            self.on_news(flow, Hook.PROTOCOL_DETECTED)
 
     def stop_waiting(self, flow: Flow) -> None:
         """Detection takes too long: hooks shall run with what is known. Inspection itself goes on."""
         if not flow.word & DETECTED:
             flow.failures = (*flow.failures, Failure.UNCLASSIFIED)
 
-    def end(self, flow: Flow) -> Iterator[Hook]:
-        """The flow ends: end its inspection. Yields the hook there is news for, if any."""
+    def end(self, flow: Flow) -> None:
+        """The flow ends: end its inspection; `on_news` hears of what that makes known."""
         grown = self._finish(flow)
         if not flow.detected:
             self.stop_waiting(flow)
-            yield Hook.PROTOCOL_DETECTED
+            self.on_news(flow, Hook.PROTOCOL_DETECTED)
         elif grown:
-            yield Hook.PROTOCOL_UPDATED
+            self.on_news(flow, Hook.PROTOCOL_UPDATED)
 
     def _finish(self, flow: Flow) -> bool:
         """End the inspection, guessing if need be; a watch goes on. Whether that made anything known."""
@@ -190,6 +195,8 @@ class Inspector:
         if flow.dpi is None and flow.watch is None:
             flow.looking = False
             flow.stream = None
+            if not self.keep_match_payload:
+                flow.match_payload = None
 
     # Facts
 
@@ -209,7 +216,7 @@ class Inspector:
         watch = flow.watch
         if flow.requests and isinstance(watch, DnsWatch):  # it knows all that nDPI would tell, and more
             flow.facts.dns_reply_code = watch.reply_code
-            return True
+            return watch.reply_code != 0
         facts = flow.dpi.facts()
         if flow.requests:  # the watch's view of the request is whole, nDPI's is cut
             asked = flow.facts
@@ -243,7 +250,7 @@ class Inspector:
         elif not flow.requests:
             flow.watch = None
 
-    def _request(self, flow: Flow, packet: Packet, request: Request, time_ms: int) -> Iterator[Hook]:
+    def _request(self, flow: Flow, packet: Packet, request: Request, time_ms: int) -> None:
         """The client asks for something."""
         first = flow.requests == 0
         known = flow.facts
@@ -275,9 +282,9 @@ class Inspector:
         if flow.word & DETECTED:
             if not flow.detected:
                 self._match(flow, packet)
-                yield Hook.PROTOCOL_DETECTED
+                self.on_news(flow, Hook.PROTOCOL_DETECTED)
             else:
-                yield Hook.PROTOCOL_UPDATED
+                self.on_news(flow, Hook.PROTOCOL_UPDATED)
 
     def _inspect_anew(self, flow: Flow, packet: Packet, request: Request, time_ms: int) -> None:
         """nDPI looks at one request per state: give it a fresh one, and the request as one packet."""

@@ -56,7 +56,7 @@ class Bridge:
                 self._apply(route, found)
         except (NetlinkError, OSError) as error:
             if not self._state.inherited:
-                with contextlib.suppress(NetlinkError, OSError):  # the record stays for the next start
+                with contextlib.suppress(KernelError):  # the record stays for the next start
                     self.close()
             raise KernelError(f"bridge {self.name} could not be set up: {error}") from error
 
@@ -131,6 +131,17 @@ def undo(state: State) -> None:
     found = state.get(SECTION)
     if found is None:
         return
+    try:
+        _put_back(found, state)
+    except (NetlinkError, OSError) as error:
+        raise KernelError(
+            f"bridge {state.bridge} could not be put back as it was: {error}; the next start will try again, "
+            f"{state.path} says what was there"
+        ) from error
+    state.drop(SECTION)
+
+
+def _put_back(found: Section, state: State) -> None:
     with IPRoute() as route:
         links = read_links(route)
         for name, was in found["ports"].items():
@@ -153,7 +164,6 @@ def undo(state: State) -> None:
     for path, value in found["sysctls"].items():
         if value is not None and path not in shared:
             write_sysctl(path, value)
-    state.drop(SECTION)
 
 
 def check_ports(links: dict[str, Link], bridge: str, ports: Sequence[str]) -> None:

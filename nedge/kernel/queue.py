@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,10 +114,11 @@ class PacketQueue:
             raise _busy(other)
         try:
             self._queue = NetfilterQueue()
-            self._queue.bind(
-                number, self._callback(), max_len=length, range=COPY_RANGE, sock_len=RECEIVE_BUFFER
-            )
-        except (OSError, RuntimeWarning) as error:
+            with warnings.catch_warnings(action="ignore"):  # of a smaller buffer than asked for
+                self._queue.bind(
+                    number, self._callback(), max_len=length, range=COPY_RANGE, sock_len=RECEIVE_BUFFER
+                )
+        except OSError as error:
             if other := read_stats(number):
                 raise _busy(other) from error
             raise KernelError(

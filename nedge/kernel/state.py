@@ -67,6 +67,20 @@ class State:
 
     def try_lock(self) -> bool:
         """As `lock()`, but False where another process holds it."""
+        try:
+            lock = self._acquire()
+        except OSError as error:
+            raise KernelError(f"{self._lock_path} cannot be written: {error.strerror}") from error
+        if lock is None:
+            return False
+        os.ftruncate(lock, 0)
+        os.write(lock, b"%d\n" % os.getpid())
+        self._lock = lock
+        self._sections = self._read()
+        self.inherited = bool(self._sections)
+        return True
+
+    def _acquire(self) -> int | None:
         while True:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
@@ -75,18 +89,12 @@ class State:
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 os.close(lock)
-                return False
+                return None
             if self._is_current(lock):
-                break
+                return lock
             os.close(lock)  # a gateway that ended just removed this file
-        os.ftruncate(lock, 0)
-        os.write(lock, b"%d\n" % os.getpid())
-        self._lock = lock
-        self._sections = self._read()
-        self.inherited = bool(self._sections)
-        return True
 
     def unlock(self) -> None:
         """Let another process have this bridge."""

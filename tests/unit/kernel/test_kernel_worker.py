@@ -1,0 +1,123 @@
+"""The loop, with a queue that is a socket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from nedge.gateway import worker as module
+from nedge.gateway.worker import Mode, Worker, stop_signals
+
+
+class FakeQueue:
+    def __init__(self, number: int, judge: Any, **options: Any) -> None:
+        self.judge, self.options = judge, options
+        self.reader, self.writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.reader.setblocking(False)
+        self.verdicts: list[int] = []
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self.reader.fileno()
+
+    def drain(self) -> None:
+        self.verdicts.append(self.judge(self.reader.recv(100), b"mac"))
+
+    def close(self) -> None:
+        self.closed = True
+        self.reader.close()
+        self.writer.close()
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.fails = False
+
+    def packet(self, data: bytes, now: float, vlan: int = 0, mac: bytes = b"", /) -> int:
+        assert (vlan, mac) == (0, b"mac")
+        self.calls.append(data.decode())
+        return 2 if data == b"bad" else 0
+
+    def advance(self, now: float, /) -> None:
+        self.calls.append("advance")
+        if self.fails:
+            raise RuntimeError("in a timer")
+
+    def finish(self, now: float, /) -> None:
+        self.calls.append("finish")
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PacketQueue", FakeQueue)
+    monkeypatch.setattr(module, "TICK", 0.02)
+
+
+def make(mode: Mode = "inline") -> tuple[Worker, Engine, FakeQueue]:
+    engine = Engine()
+    worker = Worker(engine, number=1, length=10, mode=mode, fail_open=True)
+    queue: Any = worker.queue
+    return worker, engine, queue
+
+
+@pytest.mark.parametrize(("mode", "verdicts"), [("inline", [0, 2]), ("monitor", [0, 0])])
+def test_packets_get_verdicts_and_timers_run(mode: Mode, verdicts: list[int]) -> None:
+    worker, engine, queue = make(mode)
+    queue.writer.send(b"good")
+    queue.writer.send(b"bad")
+    worker.run(0.1)
+    assert queue.verdicts == verdicts
+    assert engine.calls[:2] == ["good", "bad"]
+    assert 2 <= engine.calls.count("advance") <= 5
+    worker.close()
+    assert queue.closed
+    assert engine.calls[-1] == "finish"
+
+
+def test_stop_ends_the_loop() -> None:
+    worker, engine, queue = make()
+    worker.watch(queue.writer, lambda: None)
+    queue.writer.close()
+    worker.stop()
+    worker.run()
+    assert worker.stopping
+    assert engine.calls == []
+    worker.close()
+
+
+def test_an_engine_that_raises_is_counted_and_logged_not_too_often() -> None:
+    worker, engine, _queue = make()
+    engine.fails = True
+    with capture_logs() as logs:
+        worker.run(0.1)
+    assert worker.errors >= 2
+    assert [event["event"] for event in logs] == ["engine_error"]
+    worker.close()
+
+
+@pytest.fixture
+def _quiet() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in module.STOP_SIGNALS]
+    yield
+    assert [signal.getsignal(number) for number in module.STOP_SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.usefixtures("_quiet")
+def test_signals_stop_the_loop_also_when_they_came_before_it(number: int) -> None:
+    worker, _engine, _queue = make()
+    with stop_signals() as signals:
+        os.kill(os.getpid(), number)
+        worker.watch(signals, worker.stop)
+        worker.run(5)
+        assert worker.stopping
+        assert signals.received == number
+        signals.consume()
+    worker.close()
