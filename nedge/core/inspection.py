@@ -83,7 +83,10 @@ class Inspector:
             if flow.watch is None and from_client and not flow.detected and flow.proto == TCP:
                 self._expect_requests(flow, segment)
             if flow.dpi is not None:
-                word = flow.dpi.feed(segment.data, time_ms)
+                data = segment.data
+                if len(data) < segment.ip_length:  # cut short: nDPI wants lengths that hold
+                    data = _as_one_packet(segment, segment.payload_bytes())
+                word = flow.dpi.feed(data, time_ms)
                 if word != flow.word and word & DETECTED:
                     self._classify(flow, word)
                     self._follow_watch(flow)

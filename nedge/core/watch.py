@@ -68,7 +68,10 @@ class _Cursor:
 
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
-_HEADER = re.compile(rb"^([!-9;-~]+)[ \t]*:[ \t]*([^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
+_HEADER = re.compile(
+    rb"^(host|content-length|transfer-encoding|upgrade|user-agent)[ \t]*:[ \t]*([^\r\n]*)",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 
 class HttpWatch:
@@ -154,7 +157,7 @@ class HttpWatch:
     def _request(self, head: bytes) -> Request:
         headers: dict[bytes, bytes] = {}
         for name, value in _HEADER.findall(head):
-            headers.setdefault(name.lower(), value)
+            headers.setdefault(name.lower(), value.rstrip())
         line = _REQUEST_LINE.match(head)
         method, target = (line[1], line[2]) if line else (b"", b"")
         if b"chunked" in headers.get(b"transfer-encoding", b"").lower():

@@ -158,7 +158,27 @@ def test_each_status_has_the_bit_of_its_key(key: int) -> None:
         note([k for k in range(64) if flow.isStatusSet(k)])
     """)
     assert judged.seen == [(key, False), (1 << key, True), [key]]
-    assert judged.statuses == [name]
+    assert judged.flow["nedge"]["status"] == [name]
+
+
+# Keys and names as ntopng's scripts know them.
+NAMES = """
+    normal blacklisted blacklisted_country blocked data_exfiltration device_protocol_not_allowed
+    dns_data_exfiltration dns_invalid_query elephant_local_to_remote elephant_remote_to_local external_alert
+    longlived low_goodput malicious_signature not_purged potentially_dangerous remote_to_remote
+    suspicious_tcp_probing suspicious_tcp_syn_probing tcp_connection_issues tcp_connection_refused
+    tcp_severe_connection_issues tls_certificate_expired tls_certificate_mismatch tls_old_protocol_version
+    tls_unsafe_ciphers udp_unidirectional web_mining_detected tls_certificate_selfsigned
+    suspicious_file_transfer known_proto_on_non_std_port flow_risk unexpected_dhcp unexpected_dns
+    unexpected_smtp unexpected_ntp
+""".split()
+
+
+def test_keys_and_names_are_ntopngs() -> None:
+    expected = dict(enumerate(NAMES)) | {58 + number: f"user_0{number}" for number in range(1, 6)}
+    assert {key: status.name for key, status in STATUS_BY_KEY.items()} == {
+        key: f"status_{name}" for key, name in expected.items()
+    }
 
 
 def test_bit_63_makes_a_64_bit_number() -> None:
