@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from nedge.core.marks import DEFAULT_MASK, is_mask
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import DEFAULT_DROP_SCORE
 
@@ -58,6 +59,17 @@ class Gateway(_Section):
     """What happens to packets while nobody judges them."""
     queue: Annotated[int, Field(ge=0, le=65535)] = 71
     queue_length: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    offload: bool = True
+    """The kernel takes over flows that are decided; false: every packet is judged here."""
+    mark_mask: int = DEFAULT_MASK
+    """The bits of the conntrack mark that are ours: a run of 3 to 8. No other bit is touched."""
+
+    @field_validator("mark_mask")
+    @classmethod
+    def _is_mask(cls, mask: int) -> int:
+        if not is_mask(mask):
+            raise ValueError("a run of 3 to 8 bits within 32, such as 0xf0000000")
+        return mask
 
 
 class NetworkSection(_Section):

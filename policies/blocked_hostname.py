@@ -1,7 +1,10 @@
 """Blocks devices and sites by name: over TLS, QUIC, HTTP and DNS.
 
-A name is blocked if it is in the list, or below a name in the list: `example.com` covers `www.example.com`.
-Every DNS query and every plain HTTP request is looked at, not only a flow's first.
+A name is blocked if it is in the list `domains`, or below a name in it: `example.com` covers
+`www.example.com`. Every DNS query and every plain HTTP request is looked at, not only a flow's first.
+
+Default score: 100. Besides, status_blacklisted blocks by itself unless `verdict.block_statuses` says
+otherwise: lowering the score alone does not let such flows through.
 """
 
 from functools import lru_cache
@@ -11,10 +14,10 @@ from nedge.scripts import Conf, Flow, status_types
 
 title = "Blocked host names"
 category = "security"
-default_value = {"domains": [], "score": 100}
+default_value = {"domains": [], "score": 100, "client_score": 0, "server_score": 0}
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=1)
 def domain_set(names: tuple[str, ...]) -> DomainSet:
     return DomainSet(names)
 
@@ -23,8 +26,13 @@ def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
     name = flow.getHostName()
     entry = domain_set(tuple(conf["domains"])).match(name) if name else None
     if entry:
-        info = {"host": name, "blocked_by": entry}
-        flow.triggerStatus(status_types.status_blacklisted, info, conf["score"], 0, 0)
+        flow.triggerStatus(
+            status_types.status_blacklisted,
+            {"host": name, "blocked_by": entry},
+            conf["score"],
+            conf["client_score"],
+            conf["server_score"],
+        )
 
 
 protocolUpdated = protocolDetected

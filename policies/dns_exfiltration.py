@@ -1,10 +1,9 @@
 """Tells of data that leaves inside DNS queries, as tunnels (iodine, dnscat2) and some malware do it.
 
-A query is suspicious if its name is longer than `max_length` characters, has more than `max_labels` labels, or
-has a part below the domain, of `min_random` characters or more, that looks random: more than `max_entropy`
-bits a character.
-A client is suspicious if it asks for too much new text below one domain within a minute (`max_volume`
-characters). `ignore` has domains to which all this does not apply; reverse lookups are among them.
+A query is suspicious if its name is longer than `max_length` characters, has more than `max_labels` labels,
+or has a part below the domain, of `min_random` characters or more, that looks random: more than `max_entropy`
+bits a character. A client is suspicious if it asks for more than `max_volume` characters of different names
+below one domain within a minute. Domains in `ignore` are exempt; reverse lookups (`arpa`) are among them.
 
 Default scores: flow 50, client 50, an alert. Set `score = 100` to block such queries.
 """
@@ -30,8 +29,10 @@ default_value = {
     "server_score": 0,
 }
 
-WINDOW = 60  # seconds
-asked: dict[tuple[str, str], set[str]] = {}  # client and domain -> what was asked below it in this window
+WINDOW = 60  # seconds that the volume is counted over
+MAX_SEEN = 100_000  # names kept; more within a window start a new one
+seen: set[tuple[str, str, str]] = set()  # client, domain, and what it asked for below it, in this window
+totals: Counter[tuple[str, str]] = Counter()  # client and domain -> characters
 window = 0
 
 
@@ -51,12 +52,14 @@ def entropy(text: str) -> float:
 def volume(client: str, domain: str, text: str, now: int) -> int:
     """Characters of different names that the client asked for below the domain in this minute."""
     global window
-    if now // WINDOW != window:
+    if now // WINDOW != window or len(seen) >= MAX_SEEN:
         window = now // WINDOW
-        asked.clear()
-    texts = asked.setdefault((client, domain), set())
-    texts.add(text)
-    return sum(map(len, texts))
+        seen.clear()
+        totals.clear()
+    if (client, domain, text) not in seen:
+        seen.add((client, domain, text))
+        totals[client, domain] += len(text)
+    return totals[client, domain]
 
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:

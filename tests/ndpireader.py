@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ _SCTP = 132
 
 
 class Endpoint(NamedTuple):
-    """An address as text in its shortest form, and a port."""
+    """An address, written as ndpiReader writes it, and a port."""
 
     address: str
     port: int
@@ -124,7 +124,7 @@ def parse_flows(text: str) -> list[ReaderFlow]:
 
 def _endpoint(text: str) -> Endpoint:
     address, _, port = text.rpartition(":")
-    return Endpoint(str(ip_address(address.strip("[]"))), int(port))
+    return Endpoint(address.strip("[]"), int(port))
 
 
 # nedge
@@ -158,12 +158,20 @@ def flow_of_event(event: dict[str, Any]) -> ReaderFlow:
     return ReaderFlow(
         vlan=event["vlan"],
         proto=number,
-        client=Endpoint(str(ip_address(event["src_ip"])), ports[0]),
-        server=Endpoint(str(ip_address(event["dest_ip"])), ports[1]),
+        client=Endpoint(_spelled(event["src_ip"]), ports[0]),
+        server=Endpoint(_spelled(event["dest_ip"]), ports[1]),
         protocol=event["app_proto"],
         category=event["ndpi"]["category"],
         packets=(event["flow"]["pkts_toserver"], event["flow"]["pkts_toclient"]),
     )
+
+
+def _spelled(address: str) -> str:
+    """An address as inet_ntop has it, with ndpiReader's own shortening: 2001:db8::1::1 is one of its own."""
+    if ":" not in address:
+        return address
+    packed = socket.inet_pton(socket.AF_INET6, address)
+    return socket.inet_ntop(socket.AF_INET6, packed).replace(":0:", "::")
 
 
 def merge(flows: Iterable[ReaderFlow]) -> list[ReaderFlow]:

@@ -7,14 +7,15 @@ change anything, and give the flow's verdict. Hooks run inside, before the packe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from nedge.core.events import AlertRaised, FlowEnded, HostQuarantined, Sink, VerdictChanged, ignore
-from nedge.core.flow import EndReason, Flow, Handshake, StatusRecord
+from nedge.core.flow import EndReason, Flow, Handshake, Share, StatusRecord
 from nedge.core.hooks import Hook, HookCall, NoScripts, ScriptRunner
 from nedge.core.hosts import Directory, Host, HostBook
 from nedge.core.inspection import Inspector
+from nedge.core.offload import account, share_of
 from nedge.core.packet import (
     ACK,
     FRAGMENT,
@@ -87,7 +88,9 @@ class Engine:
         directory: Directory | None = None,
         limits: Limits | None = None,
         sink: Sink = ignore,
+        remark: Callable[[Flow], None] | None = None,
     ) -> None:
+        """`remark`: there is a kernel that takes flows over; called when the share it was given changes."""
         self.inspector = inspector
         inspector.on_news = self._news
         self.scripts: ScriptRunner = scripts or NoScripts()
@@ -98,7 +101,11 @@ class Engine:
         self.counters = Counters()
         self.now = 0.0
         """The latest time seen; it never goes back."""
+        self.share = Share.NONE
+        """What the kernel shall do from now on with the flow of the latest packet; NONE also if it knows."""
         self._sink = sink
+        self.remark = remark
+        self._readings = 0
         self._next_id = 1
         self._quarantined: list[Host] = []
 
@@ -132,6 +139,7 @@ class Engine:
             flow = self._open(packet, now)
             if flow is None:
                 counters.table_full += 1
+                self.share = Share.NONE
                 return self.limits.table_full
 
         from_client = packet.key == flow.key
@@ -144,6 +152,8 @@ class Engine:
             except Exception:
                 self._inspection_failed(flow)
 
+        if self.remark is not None:
+            self.share = self._hand_over(flow)
         action = flow.verdict.action
         if action:
             flow.dropped_packets += 1
@@ -151,6 +161,7 @@ class Engine:
         return action
 
     def _not_a_packet(self, why: Malformed | Fragment) -> Action:
+        self.share = Share.NONE
         if why is FRAGMENT:
             self.counters.fragments += 1
             return self.limits.fragment
@@ -161,8 +172,11 @@ class Engine:
     def _starts_anew(self, flow: Flow, packet: Packet, now: float) -> bool:
         """Whether the packet opens a new flow on a 5-tuple that has one; that one then ends."""
         if flow.proto == TCP:
+            # What the kernel took over does not come up: if it does, the kernel's connection is a new one.
             anew = packet.flags & (SYN | ACK) == SYN and (
-                flow.closing or (bool(flow.verdict.action) and packet.seq != flow.isn)
+                flow.closing
+                or flow.share is not Share.NONE
+                or (bool(flow.verdict.action) and packet.seq != flow.isn)
             )
         else:
             # A blocked query does not take the next one on its socket along: each is judged by itself.
@@ -266,6 +280,9 @@ class Engine:
         if verdict.action == previous.action:
             return
         flow.decided_at_packet = flow.packets
+        if flow.share is not Share.NONE and self.remark is not None:
+            flow.share = self._share(flow)
+            self.remark(flow)
         if verdict.action:
             flow.status_map |= _BLOCKED.bit
             if flow.statuses is None:
@@ -314,6 +331,51 @@ class Engine:
             if host is None or flow.client is host or flow.server is host:
                 self.judge(flow, now)
 
+    # What the kernel took over
+
+    def _share(self, flow: Flow) -> Share:
+        return share_of(flow, awaits_updates=self.scripts.wants(Hook.PROTOCOL_UPDATED, flow.proto))
+
+    def _hand_over(self, flow: Flow) -> Share:
+        """The share to tell the kernel of, with the flow's latest packet."""
+        share = self._share(flow)
+        if share is Share.WATCH and flow.share is Share.WATCH:
+            return Share.NONE
+        if flow.looking and share in (Share.PASS, Share.DROP):
+            self.inspector.let_go(flow)
+        flow.share = share
+        return share
+
+    def take_back(self) -> None:
+        """The kernel has forgotten all shares: whatever it took over comes up again."""
+        for flow in self.table:
+            flow.share = Share.NONE
+
+    def begin_reading(self) -> None:
+        """A reading of all the kernel's counters begins; see `account` and `end_reading`."""
+        self._readings += 1
+
+    def account(
+        self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float, *, gone: bool
+    ) -> None:
+        """What the kernel counted of a connection, whose last packet was at `last` or before.
+
+        `gone`: it has ended. Connections that are no flow of ours are ignored.
+        """
+        flow = self.table.get(key)
+        if flow is None or flow.share is Share.NONE:
+            return
+        account(flow, key, sent, received, last)
+        flow.accounted = self._readings
+        if gone:
+            self._end(flow, self.now, EndReason.CLOSED if flow.proto == TCP else EndReason.IDLE)
+
+    def end_reading(self, now: float) -> None:
+        """All counters were read: flows that two readings missed are gone, though no event said so."""
+        for flow in self.table:
+            if flow.share is not Share.NONE and flow.accounted < self._readings - 1:
+                self._end(flow, now, EndReason.IDLE)
+
     # Time
 
     def advance(self, now: float) -> None:
@@ -331,6 +393,8 @@ class Engine:
 
     def _wake(self, flow: Flow, now: float) -> None:
         ends = flow.last_seen + self._patience(flow)
+        if flow.share is not Share.NONE:  # the kernel will say when
+            ends = now + self.limits.idle_seconds
         if ends <= now:
             self._end(flow, now, EndReason.CLOSED if flow.closing else EndReason.IDLE)
             return

@@ -28,6 +28,19 @@ class Handshake(IntEnum):
     DONE = 3
 
 
+class Share(IntEnum):
+    """What the kernel does with a flow by itself. Two bits: they travel in the flow's mark."""
+
+    NONE = 0
+    """Nothing: every packet comes up."""
+    PASS = 1
+    """It passes the flow's packets."""
+    DROP = 2
+    """It drops them."""
+    WATCH = 3
+    """It passes what the server sends; what the client sends with a payload still comes up."""
+
+
 class EndReason(IntEnum):
     """Why a flow ended."""
 
@@ -54,6 +67,7 @@ class Flow:
     """One flow, both directions. "Sent" is client to server."""
 
     __slots__ = (
+        "accounted",
         "alerted_score",
         "alerted_status",
         "blacklisted",
@@ -99,12 +113,14 @@ class Flow:
         "server_mac",
         "server_port",
         "server_score",
+        "share",
         "status_map",
         "statuses",
         "stream",
         "tcp_flags",
         "tick",
         "timer",
+        "tunnelled",
         "verdict",
         "vlan",
         "watch",
@@ -142,6 +158,7 @@ class Flow:
         """Type and code of the first packet, for ICMP and ICMPv6."""
 
         self.handshake = Handshake.NONE
+        self.tunnelled = first.tunnelled
         self.closing = False
         """A FIN or RST was seen."""
         self.isn = first.seq
@@ -191,6 +208,11 @@ class Flow:
 
         self.timer = 0
         """The second its timer is set to; the table's."""
+
+        self.share = Share.NONE
+        """What the kernel was told to do with it by itself."""
+        self.accounted = 0
+        """Number of the latest reading of the kernel's counters that it was in."""
 
         self.operator = Operator.NONE
         self.failures: tuple[Failure, ...] = ()

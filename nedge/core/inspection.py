@@ -145,6 +145,12 @@ class Inspector:
         self._settle(flow)
         return guessed or grown
 
+    def let_go(self, flow: Flow) -> None:
+        """Nothing more of the flow will be seen: keep what is known, and no hook runs."""
+        self._finish(flow)
+        flow.watch = None
+        self._settle(flow)
+
     def abandon(self, flow: Flow) -> None:
         """Inspection of this flow failed: end it without asking anything more."""
         if flow.dpi is not None:

@@ -56,7 +56,18 @@ FRAGMENT = Fragment()
 class Packet:
     """A decoded packet. Lengths come from the headers, so they hold where only the start was captured."""
 
-    __slots__ = ("data", "flags", "ip_length", "key", "l4", "payload", "payload_length", "proto", "seq")
+    __slots__ = (
+        "data",
+        "flags",
+        "ip_length",
+        "key",
+        "l4",
+        "payload",
+        "payload_length",
+        "proto",
+        "seq",
+        "tunnelled",
+    )
 
     data: bytes
     """From the (innermost) IP header on, trimmed to its total length; may be cut short by the capture."""
@@ -73,6 +84,8 @@ class Packet:
     flags: int
     """TCP flags; 0 for other protocols."""
     seq: int
+    tunnelled: bool
+    """It came inside another IP packet."""
 
     def payload_bytes(self) -> bytes:
         """What was captured of the payload."""
@@ -143,6 +156,7 @@ def decode(
     packet.proto = proto
     packet.ip_length = length
     packet.l4 = l4
+    packet.tunnelled = depth > 0
     head = _HEADS[proto] if vlan == 0 else bytes((vlan >> 8 & 0xFF, vlan & 0xFF, proto))
     if proto == TCP:
         if size < l4 + 20:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import structlog
 
 from nedge.config import Config
+from nedge.core.marks import Marks
 from nedge.gateway.worker import Engine, Worker, stop_signals
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
@@ -64,16 +65,18 @@ def _run(config: Config, build: Callable[[Config], Engine], undo: ExitStack) -> 
 
         undo.push(leave)
 
+    marks = Marks(gateway.mark_mask) if gateway.offload else None
     worker = Worker(
         build(config),
         number=gateway.queue,
         length=gateway.queue_length,
         mode=gateway.mode,
         fail_open=fail_open,
+        marks=marks,
     )
     undo.callback(worker.close)
     lan, wan = tuple(gateway.lan), tuple(gateway.wan)
-    rules = RuleSet(gateway.bridge, lan, wan, gateway.queue, bypass=fail_open, state=state)
+    rules = RuleSet(gateway.bridge, lan, wan, gateway.queue, bypass=fail_open, marks=marks, state=state)
     rules.install()  # in place of what a crash left, without a gap
     put_back(rules.remove)
     bridge = Bridge(gateway.bridge, lan, wan, state)

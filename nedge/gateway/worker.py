@@ -18,6 +18,10 @@ from typing import Any, Literal, Protocol
 
 import structlog
 
+from nedge.core.flow import Flow, Share
+from nedge.core.marks import Marks
+from nedge.gateway.accounting import Accounting, Books
+from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.queue import Judge, PacketQueue
 
 Mode = Literal["inline", "monitor"]
@@ -29,7 +33,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 log = structlog.get_logger()
 
 
-class Engine(Protocol):
+class Engine(Books, Protocol):
     """What the worker asks of the engine."""
 
     def packet(self, data: bytes, now: float, vlan: int = 0, mac: bytes = b"", /) -> int:
@@ -40,6 +44,13 @@ class Engine(Protocol):
 
     def finish(self, now: float, /) -> object:
         """End all flows."""
+
+    # With a kernel that takes flows over, also:
+
+    share: Share
+    """What the kernel shall do with the flow of the latest packet."""
+    remark: Callable[[Flow], None] | None
+    """To be called when the share of a flow that the kernel has changes."""
 
 
 class StopSignals:
@@ -78,10 +89,25 @@ class Worker:
     """Feeds what waits in one queue to one engine, until it is stopped."""
 
     def __init__(
-        self, engine: Engine, *, number: int, length: int, mode: Mode, fail_open: bool, gso: bool = True
+        self,
+        engine: Engine,
+        *,
+        number: int,
+        length: int,
+        mode: Mode,
+        fail_open: bool,
+        marks: Marks | None = None,
+        gso: bool = True,
     ) -> None:
-        """Bind the queue. Raises KernelError if it is taken."""
+        """Bind the queue. Raises KernelError if it is taken.
+
+        marks: the kernel takes decided flows over, by these.
+        """
         self.engine = engine
+        self.mode = mode
+        self._marks = marks
+        self._conntrack: Conntrack | None = None
+        self._accounting: Accounting | None = None
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
@@ -90,13 +116,49 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self.queue = PacketQueue(
             number,
-            _monitor(engine) if mode == "monitor" else _inline(engine),
+            self._judge(),
             length=length,
             fail_open=fail_open,
             on_error=self._engine_failed,
+            mark_mask=marks.mask if marks else 0,
             gso=gso,
         )
         self.watch(self.queue.fileno(), self.queue.drain)
+        if marks:
+            self._hand_over(marks)
+
+    def _hand_over(self, marks: Marks) -> None:
+        """Let the kernel take over decided flows, and keep account of them."""
+        self._conntrack = conntrack = Conntrack()
+        self._accounting = Accounting(self.engine, conntrack, marks)
+        self.watch(conntrack.fileno(), self._accounting.ends_arrived)
+        self.watch(conntrack.dump_fileno, self._accounting.dump_arrived)
+
+        def remark(flow: Flow) -> None:
+            conntrack.set_mark(flow.key, marks.value(self._as_allowed(flow.share)), marks.mask)
+
+        self.engine.remark = remark
+
+    def _as_allowed(self, share: Share) -> Share:
+        """Who only watches drops nothing."""
+        return Share.PASS if share is Share.DROP and self.mode == "monitor" else share
+
+    def _judge(self) -> Judge:
+        """Packet -> what the queue shall do with it. The hot path."""
+        engine, packet, clock = self.engine, self.engine.packet, time.time
+        if self._marks is None:
+            if self.mode == "monitor":
+                return lambda data, mac: packet(data, clock(), 0, mac) and 0
+            return lambda data, mac: packet(data, clock(), 0, mac)
+
+        values = tuple(self._marks.value(self._as_allowed(share)) for share in Share)
+        monitor = self.mode == "monitor"
+
+        def judge(data: bytes, mac: bytes) -> int:
+            action = packet(data, clock(), 0, mac)
+            return values[engine.share] or (0 if monitor else action)
+
+        return judge
 
     def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
         """Call `ready` from the loop whenever `fileobj` is readable."""
@@ -119,13 +181,19 @@ class Worker:
                 key.data()
             if time.monotonic() >= self._due:
                 self._guarded(self.engine.advance)
+                if self._accounting:
+                    self._accounting.tick()
                 self._due = time.monotonic() + TICK
 
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""
         self._selector.close()
         self.queue.close()
+        if self._accounting:
+            self._accounting.finish()
         self._guarded(self.engine.finish)
+        if self._conntrack:
+            self._conntrack.close()
 
     def _guarded(self, step: Callable[[float], object]) -> None:
         try:
@@ -139,25 +207,6 @@ class Worker:
         if self._error_log.may():
             with contextlib.suppress(Exception):  # a log that cannot be written must not stop traffic
                 log.error("engine_error", error=repr(error), errors=self.errors, exc_info=error)
-
-
-def _inline(engine: Engine) -> Judge:
-    packet, clock = engine.packet, time.time
-
-    def judge(data: bytes, mac: bytes) -> int:
-        return packet(data, clock(), 0, mac)
-
-    return judge
-
-
-def _monitor(engine: Engine) -> Judge:
-    packet, clock = engine.packet, time.time
-
-    def judge(data: bytes, mac: bytes) -> int:
-        packet(data, clock(), 0, mac)
-        return 0
-
-    return judge
 
 
 class _OncePerSecond:

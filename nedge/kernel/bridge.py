@@ -1,8 +1,9 @@
 """The bridge that the gateway sits on: made, or adopted as it is found, and put back at the end.
 
 Only what is needed is touched: iptables is switched on for this one bridge (not, by sysctl, for every
-bridge of the machine), and frames inside a VLAN or PPPoE are made to meet the rules too: a firewall that
-a tag gets round would be none. (The kernel looks behind one tag: frames with two pass without being judged.)
+bridge of the machine), frames inside a VLAN or PPPoE are made to meet the rules too (a firewall that a tag
+gets round would be none; the kernel looks behind one tag: frames with two pass without being judged), and
+connection tracking is told to count and to forget closed connections soon.
 
 A bridge that the gateway makes is as good as a cable:
 
@@ -34,7 +35,16 @@ _NEW_BRIDGE = {
     "br_group_fwd_mask": 0xFFF8,  # all but spanning tree, pause and LACP, which no bridge may pass
 }
 _FILTERED = {"br_nf_call_iptables": 1, "br_nf_call_ip6tables": 1}
-_TAGGED = ("net/bridge/bridge-nf-filter-vlan-tagged", "net/bridge/bridge-nf-filter-pppoe-tagged")
+CLOSED_SECONDS = 8
+"""How long connection tracking remembers a closed connection."""
+_SYSCTLS = {
+    "net/bridge/bridge-nf-filter-vlan-tagged": "1",
+    "net/bridge/bridge-nf-filter-pppoe-tagged": "1",
+    # Flows that the kernel took over: it counts them, and lets go of closed ones soon, so that we hear of it.
+    "net/netfilter/nf_conntrack_acct": "1",
+    "net/netfilter/nf_conntrack_tcp_timeout_time_wait": str(CLOSED_SECONDS),
+    "net/netfilter/nf_conntrack_tcp_timeout_close": str(CLOSED_SECONDS),
+}
 
 
 class Bridge:
@@ -95,7 +105,7 @@ class Bridge:
             "ports": {
                 port.name: {"index": port.index, "up": port.up, "taken": not port.master} for port in ports
             },
-            "sysctls": {path: self._original(path) for path in (*quiet, *_TAGGED)},
+            "sysctls": {path: self._original(path) for path in (*quiet, *_SYSCTLS)},
         }
 
     def _original(self, path: str) -> str | None:
@@ -116,7 +126,7 @@ class Bridge:
         # Filter first: no packet should cross before.
         route.link("set", index=found["index"], kind="bridge", **_FILTERED)
         for path in found["sysctls"]:
-            write_sysctl(path, "1")
+            write_sysctl(path, _SYSCTLS.get(path, "1"))
         links = read_links(route)
         for name in self.ports:
             if links[name].master != found["index"]:

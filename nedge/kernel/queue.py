@@ -26,7 +26,10 @@ from netfilterqueue import NetfilterQueue, Packet
 from nedge.kernel.errors import KernelError
 
 Judge = Callable[[bytes, bytes], int]
-"""(packet from its IP header on, source MAC or b"") -> 0 to accept, anything else to drop."""
+"""(packet from its IP header on, source MAC or b"") -> 0 to accept; above MAX_ACTION: a mark to set on the
+packet, which then meets the rules again; anything else to drop."""
+
+MAX_ACTION = 3
 
 COPY_RANGE = 2048
 RECEIVE_BUFFER = 8 << 20
@@ -34,10 +37,10 @@ BATCH = 32
 """Packets per `drain()`, and at most per verdict: the first of them waits while the last is judged."""
 PROC_STATS = Path("/proc/net/netfilter/nfnetlink_queue")
 
-_ACCEPT, _DROP = 1, 0  # NF_ACCEPT, NF_DROP
+_DROP, _ACCEPT, _REPEAT = 0, 1, 4  # NF_DROP, NF_ACCEPT, NF_REPEAT
 _NFQNL_MSG_CONFIG = 3 << 8 | 2
 _NFQNL_MSG_VERDICT_BATCH = 3 << 8 | 3
-_NFQA_VERDICT_HDR = 2
+_NFQA_VERDICT_HDR, _NFQA_MARK = 2, 3
 _NFQA_CFG_MASK, _NFQA_CFG_FLAGS = 4, 5
 _FAIL_OPEN, _GSO = 1, 4
 _NLM_F_REQUEST, _NLMSG_ERROR = 1, 2
@@ -92,24 +95,29 @@ class PacketQueue:
         length: int,
         fail_open: bool,
         on_error: Callable[[BaseException], None],
+        mark_mask: int = 0,
         gso: bool = True,
     ) -> None:
         """Bind. Raises KernelError if another process listens to this queue.
 
         fail_open: accept what comes while the queue is full (in the kernel), and what the judge fails on.
         on_error: told of each exception out of the judge, after the packet got its verdict.
+        mark_mask: the bits of a packet's mark that the judge's marks replace.
         gso: take large segmented packets whole; without, the kernel cuts each to MTU size first.
         """
         self.number = number
         self._judge = judge
         self._fail_open = fail_open
         self._on_error = on_error
+        self._other_bits = ~mark_mask & 0xFFFFFFFF
         self._left = BATCH
         self._batch_done = _BatchDone()
         self._verdict = _ACCEPT
+        self._mark = 0
         self._last: int | None = None
-        """Id of the last packet that `_verdict` goes for, and is not sent yet."""
+        """Id of the last packet that `_verdict` and `_mark` go for, and are not sent yet."""
         self._message = _verdict_message(number)
+        self._marking = _verdict_message(number, marking=True)
         if other := read_stats(number):
             raise _busy(other)
         try:
@@ -170,17 +178,23 @@ class PacketQueue:
     def _callback(self) -> Callable[[Packet], None]:
         """The hot path. Packets stay in order: a verdict that differs sends the ones before it first."""
         judge, on_failure, on_error = self._judge, _ACCEPT if self._fail_open else _DROP, self._on_error
+        other_bits = self._other_bits
 
         def handle(packet: Packet) -> None:
             error: BaseException | None = None
+            mark = 0
             try:
                 source = packet.get_hw()
-                verdict = _DROP if judge(packet.get_payload(), source[:6] if source else b"") else _ACCEPT
+                answer = judge(packet.get_payload(), source[:6] if source else b"")
+                if answer > MAX_ACTION:
+                    verdict, mark = _REPEAT, packet.get_mark() & other_bits | answer
+                else:
+                    verdict = _DROP if answer else _ACCEPT
             except BaseException as caught:
                 verdict, error = on_failure, caught
-            if verdict != self._verdict:
+            if verdict != self._verdict or mark != self._mark:
                 self._flush()
-                self._verdict = verdict
+                self._verdict, self._mark = verdict, mark
             self._last = packet.id
             if error is not None:
                 self._flush()
@@ -192,11 +206,17 @@ class PacketQueue:
         return handle
 
     def _flush(self) -> None:
-        """Send the verdict for all packets up to the last one judged (the kernel keeps them in order)."""
-        if self._last is not None:
+        """Send the verdict for all packets up to the last one judged; the kernel keeps them in order."""
+        if self._last is None:
+            return
+        if self._mark:
+            _VERDICT.pack_into(self._marking, _VERDICT_AT, self._verdict, self._last)
+            _MARK.pack_into(self._marking, _MARK_AT, self._mark)
+            self._netlink.send(self._marking)
+        else:
             _VERDICT.pack_into(self._message, _VERDICT_AT, self._verdict, self._last)
             self._netlink.send(self._message)
-            self._last = None
+        self._last = None
 
     def _set_flags(self, flags: int) -> None:
         """One message for all flags: a kernel that lacks one refuses them all."""
@@ -219,14 +239,17 @@ class PacketQueue:
 
 _VERDICT = struct.Struct("!II")  # verdict, id of the last packet that it goes for
 _VERDICT_AT = 24
+_MARK = struct.Struct("!I")
+_MARK_AT = 36
 
 
-def _verdict_message(number: int) -> bytearray:
-    """A netlink message whose last eight bytes, the verdict, are filled in for each use."""
-    head = struct.pack("=IHHII", _VERDICT_AT + 8, _NFQNL_MSG_VERDICT_BATCH, _NLM_F_REQUEST, 0, 0)
-    family = struct.pack("=BBH", 0, 0, socket.htons(number))
-    attribute = struct.pack("=HH", 12, _NFQA_VERDICT_HDR)
-    return bytearray(head + family + attribute + bytes(8))
+def _verdict_message(number: int, *, marking: bool = False) -> bytearray:
+    """A netlink message whose verdict, and mark if it has one, are filled in for each use."""
+    body = struct.pack("=BBHHH", 0, 0, socket.htons(number), 12, _NFQA_VERDICT_HDR) + bytes(8)
+    if marking:
+        body += struct.pack("=HH", 8, _NFQA_MARK) + bytes(4)
+    head = struct.pack("=IHHII", 16 + len(body), _NFQNL_MSG_VERDICT_BATCH, _NLM_F_REQUEST, 0, 0)
+    return bytearray(head + body)
 
 
 def _busy(other: QueueStats) -> KernelError:

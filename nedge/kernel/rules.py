@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from nedge.core.flow import Share
+from nedge.core.marks import Marks
 from nedge.kernel import nft
 from nedge.kernel.errors import KernelError
 from nedge.kernel.state import State
@@ -53,6 +55,8 @@ class RuleSet:
     queue: int
     bypass: bool
     """Pass packets (in the kernel) while nobody listens to the queue; otherwise they are dropped."""
+    marks: Marks | None = None
+    """The marks by which the kernel knows what was decided; None: every packet goes to the queue."""
     state: State | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +83,8 @@ class RuleSet:
                 f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -m hl --hl-eq 255 -j RETURN"
                 for kind in _NEIGHBOUR_DISCOVERY
             ]
+        if self.marks:
+            rules += _mark_rules(self.marks, family)
         target = f"-j NFQUEUE --queue-num {self.queue}{' --queue-bypass' if self.bypass else ''}"
         pairs = [pair for lan in self.lan for wan in self.wan for pair in ((lan, wan), (wan, lan))]
         rules += [
@@ -137,6 +143,37 @@ class RuleSet:
         lines = [f"*{TABLE}", *map(_delete, now), f":{self.chain} - [0:0]", *rules]
         lines += [before[0].replace("-A FORWARD ", "-I FORWARD 1 ", 1), "COMMIT", ""]
         restore(family, "\n".join(lines))
+
+
+def _mark_rules(marks: Marks, family: Family) -> list[str]:
+    """What the kernel does by itself: keep the mark of a judged packet, obey the marks of connections."""
+    ours, share = f"{marks.mask:#x}", f"{marks.share_mask:#x}"
+    passed, dropped, watched = (
+        f"-m connmark --mark {marks.value(share):#x}/{ours}"
+        for share in (Share.PASS, Share.DROP, Share.WATCH)
+    )
+    no_payload = f'-m bpf --bytecode "{NO_PAYLOAD[family]}"'
+    return [
+        f"-m mark ! --mark 0x0/{share} -j CONNMARK --save-mark --nfmask {ours} --ctmask {ours}",
+        f"-m mark ! --mark 0x0/{share} -j MARK --set-xmark 0x0/{ours}",
+        f"{passed} -j RETURN",
+        f"{dropped} -j DROP",
+        f"{watched} -m conntrack --ctdir REPLY -j RETURN",
+        f"-p tcp {watched} {no_payload} -j RETURN",
+        # A bare ACK tells nothing; that the handshake is done, the first data tells as well.
+        f"-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK ACK {no_payload} -j RETURN",
+    ]
+
+
+# Classic BPF that matches a TCP segment without payload; the packet starts at the IP header.
+# IPv4: total length == header length (4 * low nibble of byte 0) + data offset (high nibble of TCP byte 12).
+# IPv6 (TCP right behind the fixed header, else no match): payload length == data offset.
+NO_PAYLOAD: dict[Family, str] = {
+    "ip": "11,177 0 0 0,80 0 0 12,84 0 0 240,116 0 0 2,12 0 0 0,2 0 0 0,40 0 0 2,97 0 0 0,29 0 1 0,"
+    "6 0 0 65535,6 0 0 0",
+    "ip6": "10,48 0 0 6,21 0 7 6,48 0 0 52,84 0 0 240,116 0 0 2,7 0 0 0,40 0 0 4,29 0 1 0,"
+    "6 0 0 65535,6 0 0 0",
+}
 
 
 def sweep(bridge: str, state: State | None = None) -> bool:

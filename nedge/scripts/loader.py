@@ -16,7 +16,7 @@ from typing import Any
 
 from nedge.core.hooks import Hook
 from nedge.core.packet import ICMP, ICMPV6, TCP, UDP
-from nedge.core.status import STATUS_BY_KEY, StatusType
+from nedge.core.status import FIRST_USER_KEY, LAST_KEY, STATUS_BY_KEY, StatusType
 
 CATEGORIES = ("other", "security", "internals", "network", "system")
 L4_PROTOCOLS = {"tcp": (TCP,), "udp": (UDP,), "icmp": (ICMP, ICMPV6)}
@@ -142,7 +142,7 @@ def _load(path: Path, key: str, settings: dict[str, Any], protocol_id: ProtocolI
         three_way_handshake_ok=_setting(module, "three_way_handshake_ok", bool, False),
         prio=_setting(module, "prio", int, 0),
         conf=_conf(module, key, settings),
-        statuses=tuple(value for value in vars(module).values() if _is_user_status(value)),
+        statuses=_user_statuses(module),
         wants_match_packet=_mentions(code, _MATCH_PACKET),
         teardown=getattr(module, "teardown", None),
     )
@@ -250,8 +250,18 @@ def _conf(module: ModuleType, key: str, settings: dict[str, Any]) -> dict[str, A
     return conf
 
 
-def _is_user_status(value: Any) -> bool:
-    return isinstance(value, StatusType) and STATUS_BY_KEY.get(value.status_key) is not value
+def _user_statuses(module: ModuleType) -> tuple[StatusType, ...]:
+    """The statuses that the script defines, each once, whatever its names in the module."""
+    found: dict[int, StatusType] = {}
+    for value in vars(module).values():
+        if not isinstance(value, StatusType) or STATUS_BY_KEY.get(value.status_key) is value:
+            continue
+        key = value.status_key
+        if not FIRST_USER_KEY <= key <= LAST_KEY:
+            raise _ScriptError(f"status {key} is not the user's: allowed are {FIRST_USER_KEY} to {LAST_KEY}")
+        if found.setdefault(key, value) is not value:
+            raise _ScriptError(f"status {key} is defined twice")
+    return tuple(found.values())
 
 
 def _status_conflicts(scripts: list[Script]) -> list[Problem]:

@@ -53,10 +53,7 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "getScore": (),
     "isPassVerdict": (),
 }
-BEYOND = (
-    "getInfo getBlacklistedInfo isDeviceProtocolNotAllowed getDeviceProtoAllowedInfo retrieveExternalAlertInfo "
-    "isNotPurged hasRisk getRiskInfo getHTTPInfo getTCPStats isClientNoIP"
-).split()
+BEYOND = ["getInfo", "getBlacklistedInfo", "isDeviceProtocolNotAllowed", "getDeviceProtoAllowedInfo", "retrieveExternalAlertInfo", "isNotPurged", "hasRisk", "getRiskInfo", "getHTTPInfo", "getTCPStats", "isClientNoIP"]
 ARGUMENTS = {
     "flow_status_type": "status_types.status_user_01",
     "status_info": "'info'",

@@ -599,8 +599,7 @@ def test_tls_version_is_the_one_that_the_server_chose(version: str, number: int,
 
 # CORE BUG: TLS on the ports of mail is IMAPS, POPS or SMTPS to nDPI, whose JSON has no TLS block for them, so
 # there is no version, certificate or fingerprint (module.json could ask with the ids of TLS instead).
-@pytest.mark.parametrize("port", [465, 993, 995])
-@pytest.mark.parametrize("name", ["mail.example.org", None])
+@pytest.mark.parametrize(("port", "name"), [(993, "mail.example.org"), (465, None)])
 def test_tls_version_on_mail_ports(port: int, name: str | None, library: str) -> None:
     assert at_end(tls("1.1", name, dport=port).packets, "flow.getTLSVersion()", library=library) == 770
 
@@ -656,13 +655,8 @@ def test_no_match_packet_where_nothing_matched(packets: list[Packet], library: s
 
 # getFullInfo
 
-EVERY_FLOW = (
-    "vlan proto.l4 proto.l4_id proto.ndpi proto.ndpi_id proto.master_ndpi_id proto.ndpi_breed proto.ndpi_cat "
-    "proto.ndpi_cat_id bytes goodput_bytes packets packets.sent packets.rcvd seen.first seen.last duration "
-    "cli2srv.bytes cli2srv.packets srv2cli.bytes srv2cli.packets score host_server_name info flow.status status_map "
-    "status_infos alerted_status ntopng.key hash_entry_id verdict.pass"
-).split()
-EACH_END = "ip key port vlan mac host localhost blacklisted country pool_id".split()
+EVERY_FLOW = ["vlan", "proto.l4", "proto.l4_id", "proto.ndpi", "proto.ndpi_id", "proto.master_ndpi_id", "proto.ndpi_breed", "proto.ndpi_cat", "proto.ndpi_cat_id", "bytes", "goodput_bytes", "packets", "packets.sent", "packets.rcvd", "seen.first", "seen.last", "duration", "cli2srv.bytes", "cli2srv.packets", "srv2cli.bytes", "srv2cli.packets", "score", "host_server_name", "info", "flow.status", "status_map", "status_infos", "alerted_status", "ntopng.key", "hash_entry_id", "verdict.pass"]
+EACH_END = ["ip", "key", "port", "vlan", "mac", "host", "localhost", "blacklisted", "country", "pool_id"]
 
 
 @pytest.mark.parametrize(

@@ -162,16 +162,7 @@ def test_each_status_has_the_bit_of_its_key(key: int) -> None:
 
 
 # Keys and names as ntopng's scripts know them.
-NAMES = """
-    normal blacklisted blacklisted_country blocked data_exfiltration device_protocol_not_allowed
-    dns_data_exfiltration dns_invalid_query elephant_local_to_remote elephant_remote_to_local external_alert
-    longlived low_goodput malicious_signature not_purged potentially_dangerous remote_to_remote
-    suspicious_tcp_probing suspicious_tcp_syn_probing tcp_connection_issues tcp_connection_refused
-    tcp_severe_connection_issues tls_certificate_expired tls_certificate_mismatch tls_old_protocol_version
-    tls_unsafe_ciphers udp_unidirectional web_mining_detected tls_certificate_selfsigned
-    suspicious_file_transfer known_proto_on_non_std_port flow_risk unexpected_dhcp unexpected_dns
-    unexpected_smtp unexpected_ntp
-""".split()
+NAMES = ["normal", "blacklisted", "blacklisted_country", "blocked", "data_exfiltration", "device_protocol_not_allowed", "dns_data_exfiltration", "dns_invalid_query", "elephant_local_to_remote", "elephant_remote_to_local", "external_alert", "longlived", "low_goodput", "malicious_signature", "not_purged", "potentially_dangerous", "remote_to_remote", "suspicious_tcp_probing", "suspicious_tcp_syn_probing", "tcp_connection_issues", "tcp_connection_refused", "tcp_severe_connection_issues", "tls_certificate_expired", "tls_certificate_mismatch", "tls_old_protocol_version", "tls_unsafe_ciphers", "udp_unidirectional", "web_mining_detected", "tls_certificate_selfsigned", "suspicious_file_transfer", "known_proto_on_non_std_port", "flow_risk", "unexpected_dhcp", "unexpected_dns", "unexpected_smtp", "unexpected_ntp"]
 
 
 def test_keys_and_names_are_ntopngs() -> None:

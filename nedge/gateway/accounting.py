@@ -1,0 +1,106 @@
+"""Counters and ends of flows that the kernel took over, from its connection table into the engine.
+
+Ends come as events, with the final counters. The kernel lets go of connections that have run out only now and
+then, up to a minute late; walking its table makes it do so, so it is asked every few seconds for connections
+that do not exist. Live counters are read every half minute, in parts, between packets.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from typing import Protocol
+
+from nedge.core.flow import Share
+from nedge.core.marks import Marks
+from nedge.kernel.bridge import CLOSED_SECONDS
+from nedge.kernel.conntrack import Connection, Conntrack
+
+EVICTION_SECONDS = 5.0
+READING_SECONDS = 30.0
+LAST_READING_SECONDS = 2.0
+SILENCE = CLOSED_SECONDS
+"""Seconds without a packet before the kernel gives up the connection that it keeps shortest."""
+
+
+class Books(Protocol):
+    """What accounting asks of the engine."""
+
+    def begin_reading(self) -> None: ...
+    def end_reading(self, now: float) -> None: ...
+    def account(
+        self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float, *, gone: bool
+    ) -> None: ...
+
+
+class Accounting:
+    """Drives one conntrack handle for one engine; the worker's loop calls it."""
+
+    def __init__(self, books: Books, conntrack: Conntrack, marks: Marks) -> None:
+        self._books = books
+        self._conntrack = conntrack
+        self._marks = marks
+        now = time.monotonic()
+        self._next_eviction = now + EVICTION_SECONDS
+        self._next_reading = now + READING_SECONDS
+        self._to_read: list[tuple[int, int]] = []
+        """Dumps (mark, mask) that the reading under way still needs."""
+        self._reading = False
+
+    def tick(self) -> None:
+        """Start what is due; to be called about every second."""
+        now = time.monotonic()
+        if self._conntrack.dumping:
+            return
+        if now >= self._next_reading:
+            self._next_reading = now + READING_SECONDS
+            self._next_eviction = now + EVICTION_SECONDS
+            self._begin()
+        elif now >= self._next_eviction:
+            self._next_eviction = now + EVICTION_SECONDS
+            # A generation without a share is never set.
+            self._conntrack.start_dump(self._marks.mask & ~self._marks.share_mask, self._marks.mask)
+
+    def finish(self) -> None:
+        """One last reading, so that the records of flows which end now are true."""
+        deadline = time.monotonic() + LAST_READING_SECONDS
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._conntrack.dump_fileno, selectors.EVENT_READ)
+            started = False
+            while time.monotonic() < deadline and not (started and not self._reading):
+                if not self._conntrack.dumping and not self._reading:
+                    started = True
+                    self._begin()
+                if selector.select(0.1):
+                    self.dump_arrived()
+
+    def _begin(self) -> None:
+        """Begin a reading: of all connections that the kernel has a share in."""
+        one_bit = Share.PASS << self._marks.shift  # PASS and WATCH have it
+        self._to_read = [(one_bit, one_bit), (Share.DROP << self._marks.shift, self._marks.share_mask)]
+        self._reading = True
+        self._books.begin_reading()
+        self._continue()
+
+    def _continue(self) -> None:
+        if self._to_read:
+            self._conntrack.start_dump(*self._to_read.pop())
+        elif self._reading:
+            self._reading = False
+            self._books.end_reading(time.time())
+
+    def dump_arrived(self) -> None:
+        """A part of a dump is there."""
+        self._take(self._conntrack.dumped())
+        if not self._conntrack.dumping:
+            self._continue()
+
+    def ends_arrived(self) -> None:
+        """Events are there."""
+        self._take(self._conntrack.ended())
+
+    def _take(self, connections: list[Connection]) -> None:
+        now = time.time()
+        for key, _mark, packets, size, packets_back, size_back, gone in connections:
+            last = now - (SILENCE if gone else 0)
+            self._books.account(key, (packets, size), (packets_back, size_back), last, gone=gone)

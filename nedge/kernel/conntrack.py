@@ -1,0 +1,267 @@
+"""The kernel's connection table, over ctnetlink: marks, counters and ends of flows that it took over.
+
+Messages are packed and parsed by hand: at thousands of connections a second a generic decoder costs more than
+the firewall. Formats: linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
+
+A connection is known by our flow key (see `nedge.core.packet`), whose bytes are those of the attributes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nedge.core.packet import HEAD_LENGTH, SCTP, TCP, UDP, reverse_key
+from nedge.kernel.errors import KernelError
+
+RECEIVE_BUFFER = 16 << 20
+_READ = 1 << 16
+
+_NETLINK_NETFILTER = 12
+_CTNETLINK = 1 << 8
+_NEW, _GET, _DELETE = 0, 1, 2
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_GROUP_DESTROY = 3
+_SOL_NETLINK, _ADD_MEMBERSHIP, _NO_ENOBUFS = 270, 1, 5
+_NESTED = 0x8000
+
+_TUPLE_ORIG, _MARK, _COUNTERS_ORIG, _COUNTERS_REPLY, _MARK_MASK = 1, 8, 9, 10, 21
+_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_V4_SOURCE, _V4_TARGET, _V6_SOURCE, _V6_TARGET = 1, 2, 3, 4
+_PROTO_NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3
+_COUNTER_PACKETS, _COUNTER_BYTES = 1, 2
+_NO_MATCH_MARK = 0
+
+_header = struct.Struct("=IHHII")
+_attribute = struct.Struct("=HH")
+_be32 = struct.Struct("!I")
+_be64 = struct.Struct("!Q")
+_WITH_PORTS = frozenset((TCP, UDP, SCTP))
+
+
+class Connection(NamedTuple):
+    """What the kernel counted of a connection. Counters are 0 where accounting is off."""
+
+    key: bytes
+    """The flow key of its original direction, in VLAN 0."""
+    mark: int
+    packets: int
+    """In the original direction."""
+    bytes: int
+    """Of IP packets."""
+    packets_back: int
+    bytes_back: int
+    gone: bool
+    """It has ended."""
+
+
+class Conntrack:
+    """A control socket and an event socket."""
+
+    def __init__(self) -> None:
+        self._control = _open()
+        self._events = _open()
+        self._events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_DESTROY)
+        self._events.setblocking(False)
+        self._dumps = _open()
+        self._dumps.setblocking(False)
+        self._dumping = False
+        self.lost_events = 0
+        """Times that the kernel had to throw events away since we were slow."""
+
+    def close(self) -> None:
+        for sock in (self._control, self._events, self._dumps):
+            sock.close()
+
+    # Marks
+
+    def set_mark(self, key: bytes, value: int, mask: int) -> bool:
+        """Change the masked bits of a connection's mark, by either direction's key. False: there is none."""
+        for candidate in (key, reverse_key(key)):
+            attributes = _tuple(candidate) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
+            if self._request(_NEW, candidate, attributes):
+                return True
+        return False
+
+    def _request(self, kind: int, key: bytes, attributes: bytes) -> bool:
+        self._control.send(_message(kind, _REQUEST | _ACK, _family(key), attributes))
+        answer = self._control.recv(_READ)
+        (code,) = struct.unpack_from("=i", answer, 16)
+        if code == 0:
+            return True
+        if -code == errno.ENOENT:
+            return False
+        raise KernelError(f"conntrack refused a request: {os.strerror(-code)}")
+
+    # Ends
+
+    def fileno(self) -> int:
+        """Readable when connections have ended."""
+        return self._events.fileno()
+
+    def ended(self) -> list[Connection]:
+        """Connections that ended since the last call, with their final counters. Does not block."""
+        try:
+            data = self._events.recv(_READ)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.lost_events += 1
+            return []
+        return [connection for _, connection in _connections(data, gone=True) if connection is not None]
+
+    # Dumps
+
+    @property
+    def dump_fileno(self) -> int:
+        """Readable when a part of a dump has arrived."""
+        return self._dumps.fileno()
+
+    def start_dump(self, mark: int, mask: int) -> bool:
+        """Ask for all connections whose masked mark is `mark`; `dumped` gives them in parts.
+
+        As a side effect the kernel lets go of connections that have run out, which it else does late, up to
+        minutes: their ends then arrive as events. False if a dump is under way.
+        """
+        if self._dumping:
+            return False
+        attributes = _u32(_MARK, mark) + _u32(_MARK_MASK, mask)
+        self._dumps.send(_message(_GET, _REQUEST | _DUMP, socket.AF_UNSPEC, attributes))
+        self._dumping = True
+        return True
+
+    def dumped(self) -> list[Connection]:
+        """The part of the dump that is there. Does not block."""
+        try:
+            data = self._dumps.recv(_READ)
+        except BlockingIOError:
+            return []
+        found = []
+        for kind, connection in _connections(data, gone=False):
+            if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                self._dumping = False
+            elif connection is not None:
+                found.append(connection)
+        return found
+
+    @property
+    def dumping(self) -> bool:
+        return self._dumping
+
+
+def _open() -> socket.socket:
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        sock.bind((0, 0))
+        sock.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BUFFER)  # SO_RCVBUFFORCE
+    except OSError as error:
+        raise KernelError(f"conntrack cannot be reached ({error.strerror}): it takes root") from error
+    return sock
+
+
+def _message(kind: int, flags: int, family: int, attributes: bytes) -> bytes:
+    body = struct.pack("=BBH", family, 0, 0) + attributes
+    return _header.pack(16 + len(body), _CTNETLINK | kind, flags, 0, 0) + body
+
+
+def _attr(kind: int, value: bytes) -> bytes:
+    return _attribute.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return _attr(kind, _be32.pack(value))
+
+
+def _family(key: bytes) -> int:
+    return socket.AF_INET6 if len(key) > HEAD_LENGTH + 12 else socket.AF_INET
+
+
+def _tuple(key: bytes) -> bytes:
+    """A flow key as CTA_TUPLE_ORIG."""
+    size = len(key) - HEAD_LENGTH - 4 >> 1
+    source, target = key[HEAD_LENGTH : HEAD_LENGTH + size], key[HEAD_LENGTH + size : -4]
+    kinds = (_V4_SOURCE, _V4_TARGET) if size == 4 else (_V6_SOURCE, _V6_TARGET)
+    addresses = _attr(kinds[0], source) + _attr(kinds[1], target)
+    proto = _attr(_PROTO_NUMBER, key[2:3])
+    if key[2] in _WITH_PORTS:
+        proto += _attr(_SOURCE_PORT, key[-4:-2]) + _attr(_TARGET_PORT, key[-2:])
+    return _attr(
+        _TUPLE_ORIG | _NESTED, _attr(_TUPLE_IP | _NESTED, addresses) + _attr(_TUPLE_PROTO | _NESTED, proto)
+    )
+
+
+def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection | None]]:
+    """Messages of a read: their type, and the connection in them if there is one."""
+    at, end = 0, len(data)
+    unpack, attribute = _header.unpack_from, _attribute.unpack_from
+    while at + 16 <= end:
+        length, kind, _, _, _ = unpack(data, at)
+        if length < 16:
+            return
+        if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+            yield kind, None
+            at += length + 3 & ~3
+            continue
+        stop = at + length
+        cursor = at + 20
+        key = b""
+        mark = packets = size = packets_back = size_back = 0
+        while cursor + 4 <= stop:
+            width, name = attribute(data, cursor)
+            name &= 0x3FFF
+            if name == _TUPLE_ORIG:
+                key = _parse_tuple(data, cursor + 4, cursor + width)
+            elif name == _COUNTERS_ORIG:
+                packets, size = _parse_counters(data, cursor + 4, cursor + width)
+            elif name == _COUNTERS_REPLY:
+                packets_back, size_back = _parse_counters(data, cursor + 4, cursor + width)
+            elif name == _MARK:
+                (mark,) = _be32.unpack_from(data, cursor + 4)
+            cursor += width + 3 & ~3
+            if width < 4:
+                break
+        if key:
+            yield kind, Connection(key, mark, packets, size, packets_back, size_back, gone)
+        at += length + 3 & ~3
+
+
+def _parse_tuple(data: bytes, at: int, end: int) -> bytes:
+    """CTA_TUPLE_ORIG as a flow key."""
+    attribute = _attribute.unpack_from
+    addresses, proto, ports = b"", 0, bytes(4)
+    while at + 4 <= end:
+        width, name = attribute(data, at)
+        if name & 0x3FFF == _TUPLE_IP:
+            size = attribute(data, at + 4)[0] - 4
+            second = at + 8 + size + 4  # both addresses are there, of one size, the source first
+            addresses = data[at + 8 : at + 8 + size] + data[second : second + size]
+        elif name & 0x3FFF == _TUPLE_PROTO:
+            proto = data[at + 8]
+            if proto in _WITH_PORTS:  # number, source port, target port: 8 bytes each
+                ports = data[at + 16 : at + 18] + data[at + 24 : at + 26]
+        at += width + 3 & ~3
+        if width < 4:
+            break
+    return bytes((0, 0, proto)) + addresses + ports
+
+
+def _parse_counters(data: bytes, at: int, end: int) -> tuple[int, int]:
+    packets = size = 0
+    while at + 12 <= end:
+        width, name = _attribute.unpack_from(data, at)
+        (value,) = _be64.unpack_from(data, at + 4)
+        if name & 0x3FFF == _COUNTER_PACKETS:
+            packets = value
+        elif name & 0x3FFF == _COUNTER_BYTES:
+            size = value
+        at += width + 3 & ~3
+        if width < 4:
+            break
+    return packets, size

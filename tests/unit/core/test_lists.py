@@ -1,0 +1,102 @@
+"""Sets of networks and of domain names."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nedge.core.lists import DomainSet, NetworkSet
+
+
+@pytest.mark.parametrize(
+    ("networks", "inside", "outside"),
+    [
+        (["192.0.2.0/24"], ["192.0.2.0", "192.0.2.255"], ["192.0.1.255", "192.0.3.0", "::192.0.2.1"]),
+        (["192.0.2.7"], ["192.0.2.7"], ["192.0.2.6", "192.0.2.8"]),
+        (["192.0.2.7/24"], ["192.0.2.200"], ["192.0.3.7"]),  # host bits are no error
+        (["2001:db8::/32"], ["2001:db8::", "2001:db8:ffff::1"], ["2001:db9::", "192.0.2.1"]),
+        (["2001:db8::1"], ["2001:db8::1", "2001:0DB8:0:0::1"], ["2001:db8::2"]),
+        (["0.0.0.0/0"], ["0.0.0.0", "255.255.255.255"], ["::", "::1"]),
+        (["::/0"], ["::", "ffff::"], ["1.2.3.4"]),
+        (["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"], ["10.1.2.3", "10.9.9.9", "fd12::1"], ["11.0.0.0", "fe00::"]),
+        ([], [], ["10.0.0.1", "::1"]),
+    ],
+)  # fmt: skip
+def test_network_set(networks: list[str], inside: list[str], outside: list[str]) -> None:
+    found = NetworkSet(networks)
+    assert len(found) == len(networks)
+    assert [ip for ip in inside if ip not in found] == []
+    assert [ip for ip in outside if ip in found] == []
+
+
+def test_networks_as_objects() -> None:
+    found = NetworkSet([ip_network("192.0.2.0/24"), ip_network("fd00::/8")])
+    assert "192.0.2.9" in found
+    assert "fd00::9" in found
+
+
+@pytest.mark.parametrize("wrong", ["", "example.com", "192.0.2.0/33", "192.0.2", "300.1.1.1", "::/129", "1.2.3.4 x"])
+def test_what_is_no_network(wrong: str) -> None:
+    with pytest.raises(ValueError):
+        NetworkSet(["192.0.2.1", wrong])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)), max_size=8),
+    st.lists(st.integers(0, 2**32 - 1), max_size=8),
+)
+def test_network_set_against_the_standard_library(networks: list[tuple[int, int]], addresses: list[int]) -> None:
+    nets = [ip_network((address, prefix), strict=False) for address, prefix in networks]
+    found = NetworkSet(nets)
+    for address in [*addresses, *(address for address, _ in networks)]:
+        ip = ip_address(address)
+        assert (str(ip) in found) == any(ip in net for net in nets)
+
+
+@pytest.mark.parametrize(
+    ("entry", "name", "covered"),
+    [
+        ("example.com", "example.com", True),
+        ("example.com", "www.example.com", True),
+        ("example.com", "a.b.c.example.com", True),
+        ("example.com", "EXAMPLE.Com", True),
+        ("example.com", "www.example.com.", True),
+        ("example.com", "badexample.com", False),
+        ("example.com", "example.com.evil.org", False),
+        ("example.com", "com", False),
+        ("example.com", "", False),
+        ("example.com", ".", False),
+        ("www.example.com", "example.com", False),
+        ("Example.COM.", "www.example.com", True),
+        (" example.com ", "example.com", True),
+        ("*.example.com", "www.example.com", True),
+        (".example.com", "example.com", True),
+        ("com", "anything.com", True),
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.10", False),
+    ],
+)
+def test_domain_set(entry: str, name: str, covered: bool) -> None:
+    found = DomainSet([entry, "unrelated.org"]).match(name)
+    assert (found is not None) == covered
+    if covered:
+        assert found == entry.strip().lower().strip("*.")
+
+
+def test_the_longest_entry_is_named() -> None:
+    assert DomainSet(["example.com", "www.example.com"]).match("a.www.example.com") == "www.example.com"
+
+
+@pytest.mark.parametrize("names", [[], ["", " ", ".", "*", "*."]])
+def test_empty_entries_cover_nothing(names: list[str]) -> None:
+    found = DomainSet(names)
+    assert len(found) == 0
+    assert found.match("example.com") is None
+    assert found.match("") is None
+
+
+def test_long_names_of_many_labels() -> None:
+    assert DomainSet(["b"]).match(".".join(["a"] * 5000) + ".b") == "b"

@@ -1,0 +1,133 @@
+"""All shipped policies together, with the default configuration, on the traffic of an ordinary network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kit import (
+    CLIENT,
+    CLIENT6,
+    SERVER,
+    SERVER6,
+    SYN,
+    T0,
+    Packet,
+    Tcp,
+    Udp,
+    bench,
+    certificate,
+    dns,
+    dns_query,
+    http_request,
+    http_response,
+    judge,
+    merge,
+    noise,
+    ping,
+    quic_initial,
+    ssh_turns,
+    tls,
+)
+
+from nedge.config import SHIPPED_POLICIES
+
+POLICIES = sorted(path.stem for path in SHIPPED_POLICIES.glob("*.py"))
+EXPIRED = certificate(("old.example.org",), T0 - 100_000, T0 - 50_000)
+
+ORDINARY: dict[str, list[Packet]] = {
+    "dns": dns("www.example.com", "example.org").packets,
+    "dns, reverse": dns("5.113.0.203.in-addr.arpa").packets,
+    "dns, no answer": Udp().client(dns_query("example.com")).packets,
+    "tls 1.3": tls("1.3").fin().packets,
+    "tls 1.2": tls("1.2").fin().packets,
+    "http": Tcp(dport=80)
+    .handshake()
+    .client(http_request("example.com"))
+    .server(http_response())
+    .fin()
+    .packets,
+    "quic": quic_initial("example.com"),
+    "ssh": Tcp(dport=22).handshake().turns(ssh_turns()).packets,
+    "ping": ping(),
+    "ping, v6": ping(CLIENT6, SERVER6),
+    "ping, no answer": ping(reply=False),
+    "port scan": Tcp().segment("c", SYN).packets,
+    "mdns": Udp(CLIENT, "224.0.0.251", 5353, 5353).client(dns_query("example.local")).packets,
+    "dhcp": Udp("0.0.0.0", "255.255.255.255", 68, 67).client(noise(300)).packets,
+    "ssdp": Udp(CLIENT, "239.255.255.250", dport=1900).client(b"M-SEARCH * HTTP/1.1\r\n\r\n").packets,
+    "unknown tcp": Tcp(dport=47123).handshake().client(noise(200)).server(noise(200, 1)).packets,
+    "unknown udp": Udp(dport=47123).client(noise(200)).server(noise(200, 1)).packets,
+    "mid-stream": Tcp().client(noise(500)).server(noise(500)).packets,
+}
+
+# Traffic with a flaw that is told of, but does not block.
+FLAWED: dict[str, tuple[list[Packet], list[str]]] = {
+    "old tls": (tls("1.0").packets, ["status_tls_old_protocol_version"]),
+    "expired": (tls("1.2", cert=EXPIRED).packets, ["status_tls_certificate_expired"]),
+    "old and expired": (
+        tls("1.0", cert=EXPIRED).packets,
+        ["status_tls_certificate_expired", "status_tls_old_protocol_version"],
+    ),
+    "dangerous, old and expired": (
+        tls("1.0", "pastebin.com", cert=EXPIRED).packets,
+        ["status_potentially_dangerous", "status_tls_certificate_expired", "status_tls_old_protocol_version"],
+    ),
+    "transit": (ping(SERVER, "198.51.100.1"), ["status_remote_to_remote"]),
+    "nobody there": (Udp(dport=47123).client(noise(50)).packets, ["status_udp_unidirectional"]),
+}
+
+
+@pytest.mark.parametrize("packets", ORDINARY.values(), ids=ORDINARY)
+def test_ordinary_traffic_passes(packets: list[Packet], library: str) -> None:
+    judged = judge(packets, library=library, until=T0 + 300)
+    assert not any(judged.actions)
+    assert {record["nedge"]["verdict"] for record in judged.flows} == {"pass"}
+    statuses = {name for record in judged.flows for name in record["nedge"]["status"]}
+    assert statuses <= {"status_udp_unidirectional"}
+
+
+@pytest.mark.parametrize(("packets", "statuses"), FLAWED.values(), ids=FLAWED)
+def test_flawed_traffic_alerts_and_passes(packets: list[Packet], statuses: list[str], library: str) -> None:
+    judged = judge(packets, library=library, until=T0 + 300)
+    assert judged.statuses == statuses
+    assert judged.alerts
+    assert judged.verdict == "pass"
+    assert not any(judged.actions)
+
+
+def test_no_script_fails(library: str) -> None:
+    flawed = [packets for packets, _ in FLAWED.values()]
+    flows = [
+        [packet._replace(time=packet.time + n * 100) for packet in packets]
+        for n, packets in enumerate([*ORDINARY.values(), *flawed])
+    ]
+    with bench(library=library) as made:
+        made.feed(merge(*flows))
+        made.engine.finish(T0 + 10_000)
+    assert made.engine.counters.script_errors == 0
+    assert sorted(script.key for script in made.assembly.runner.scripts) == POLICIES
+
+
+def test_nothing_is_unknown_to_either_ndpi(library: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with bench(library=library):
+        pass
+    assert "skipped" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_policy_is_a_tutorial(policy: str) -> None:
+    with bench(scripts=[policy]) as made:
+        (script,) = made.assembly.runner.scripts
+    assert script.title not in ("", policy)
+    assert script.category in ("security", "network")
+    paragraphs = script.description.split("\n\n")
+    assert any("efault" in text and str(script.conf["score"]) in text for text in paragraphs)
+    settings = set(script.conf) - {"score", "client_score", "server_score"}
+    assert {name for name in settings if f"`{name}`" not in script.description} == set()
+    assert len((SHIPPED_POLICIES / f"{policy}.py").read_text().splitlines()) <= 90
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_each_policy_has_tests(policy: str) -> None:
+    assert (Path(__file__).parent / f"test_{policy}.py").is_file()
