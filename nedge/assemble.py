@@ -201,13 +201,7 @@ def live(config: Config) -> Iterator[Engine]:
     try:
         yield assembly.engine
     finally:
-        counters = assembly.engine.counters
-        _log.info(
-            "engine_totals",
-            **{name: getattr(counters, name) for name in counters.__slots__ if name != "malformed"},
-            malformed=dict(counters.malformed),
-            events_lost=sum(file.lost for file in files),
-        )
+        _log.info("engine_totals", **assembly.engine.figures(), events_lost=sum(f.lost for f in files))
         assembly.close()
         for file in files:
             file.close()

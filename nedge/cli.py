@@ -128,15 +128,15 @@ def replay(
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
-    from nedge.assemble import live
+    from nedge.assemble import assemble, live
     from nedge.dpi.selftest import check as check_dpi
     from nedge.gateway.run import run as run_gateway
 
     settings = configure(config)
     check_dpi(settings.dpi.library)
-    with live(settings) as engine:
-        tame_garbage_collector()
-        sys.exit(run_gateway(settings, lambda _: engine))
+    assemble(settings).close()  # what is wrong with it is said here, once, and not by every worker
+    tame_garbage_collector()
+    sys.exit(run_gateway(settings, live))
 
 
 @app.command()

@@ -57,7 +57,10 @@ class Gateway(_Section):
     wan: list[str] = []
     fail: Literal["open", "closed"] = "open"
     """What happens to packets while nobody judges them."""
-    queue: Annotated[int, Field(ge=0, le=65535)] = 71
+    queue: Annotated[int, Field(ge=0, le=65000)] = 71
+    """The first queue's number; each worker has one."""
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
+    """Worker processes; 0 = one per CPU. A pair of hosts always meets the same one."""
     queue_length: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     offload: bool = True
     """The kernel takes over flows that are decided; false: every packet is judged here."""

@@ -109,6 +109,12 @@ class Engine:
         self._next_id = 1
         self._quarantined: list[Host] = []
 
+    def figures(self) -> dict[str, int]:
+        """All counters and gauges, flat."""
+        figures = {name: getattr(self.counters, name) for name in Counters.__slots__ if name != "malformed"}
+        figures |= {f"malformed_{why}": count for why, count in self.counters.malformed.items()}
+        return figures | {"live_flows": self.table.count, "live_hosts": len(self.hosts)}
+
     # The way of a packet
 
     def packet(
@@ -247,10 +253,14 @@ class Engine:
         """Call the scripts, raise their alert, and judge the flow anew."""
         wants = self.scripts.wants
         if wants(hook, flow.proto):
-            before = flow.status_map
+            before, client_score, server_score = flow.status_map, flow.client_score, flow.server_score
             self._call(flow, hook, now)
             if flow.status_map != before and wants(Hook.STATUS_CHANGED, flow.proto):
                 self._call(flow, Hook.STATUS_CHANGED, now)
+            if flow.client_score != client_score:
+                self.hosts.score_changed(flow.client)
+            if flow.server_score != server_score:
+                self.hosts.score_changed(flow.server)
         self.judge(flow, now)
 
     def _call(self, flow: Flow, hook: Hook, now: float) -> None:
@@ -324,6 +334,12 @@ class Engine:
             self.counters.quarantines += 1
             self._sink(HostQuarantined(host, now, host.quarantined_until))
             self.rejudge(host, now)
+
+    def set_score_elsewhere(self, ip: str, vlan: int, score: int) -> None:
+        """What the flows of other workers add to a host's score."""
+        host = self.hosts.set_score_elsewhere(ip, vlan, score)
+        if host is not None and self.policy.host_drop_score:
+            self._check_scores((host,), self.now)
 
     def rejudge(self, host: Host | None, now: float) -> None:
         """Judge every live flow anew, or those of one host."""
@@ -428,6 +444,10 @@ class Engine:
         self.table.remove(flow)
         self._sink(FlowEnded(flow, now, reason))
         flow.release_scores()
+        if flow.client_score:
+            self.hosts.score_changed(flow.client)
+        if flow.server_score:
+            self.hosts.score_changed(flow.server)
         self.hosts.release(flow.client, now)
         self.hosts.release(flow.server, now)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Network, ip_address, ip_network
-from socket import AF_INET, AF_INET6, inet_ntop
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from nedge.core.lists import Network, NetworkSet
 from nedge.core.verdict import Operator
@@ -16,6 +16,11 @@ CountryLookup = Callable[[str], str | None]
 def ip_text(address: bytes) -> str:
     """4 or 16 bytes -> text form."""
     return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+
+
+def ip_bytes(ip: str) -> bytes:
+    """Text form -> 4 or 16 bytes."""
+    return inet_pton(AF_INET6 if ":" in ip else AF_INET, ip)
 
 
 class Host:
@@ -32,6 +37,7 @@ class Host:
         "quarantined_until",
         "score_as_client",
         "score_as_server",
+        "score_elsewhere",
         "unicast",
         "vlan",
     )
@@ -48,13 +54,15 @@ class Host:
         self.allowed = False
         self.score_as_client = 0
         self.score_as_server = 0
+        self.score_elsewhere = 0
+        """What the flows of other workers added."""
         self.operator = Operator.NONE
         self.quarantined_until = 0.0
 
     @property
     def score(self) -> int:
         """The live gauge: what its active flows added for it, in both roles."""
-        return self.score_as_client + self.score_as_server
+        return self.score_as_client + self.score_as_server + self.score_elsewhere
 
     @property
     def key(self) -> str:
@@ -115,6 +123,8 @@ class HostBook:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self._hosts: dict[tuple[int, bytes], Host] = {}
+        self._changed: dict[tuple[int, bytes], Host] = {}
+        self._elsewhere: dict[tuple[int, bytes], int] = {}
 
     def __len__(self) -> int:
         return len(self._hosts)
@@ -128,7 +138,36 @@ class HostBook:
         if host is None:
             host = self._hosts[vlan, address] = Host(address, vlan)
             self.directory.describe(host)
+            if self._elsewhere:
+                host.score_elsewhere = self._elsewhere.get((vlan, address), 0)
         host.flows += 1
+        return host
+
+    def score_changed(self, host: Host) -> None:
+        """Note that flows here changed a host's score."""
+        self._changed[host.vlan, host.address] = host
+
+    def changed_scores(self) -> list[tuple[str, int, int]]:
+        """IP, VLAN and score (of flows here) of the hosts noted since the last call."""
+        if not self._changed:
+            return []
+        changed = [
+            (host.ip, host.vlan, host.score_as_client + host.score_as_server)
+            for host in self._changed.values()
+        ]
+        self._changed.clear()
+        return changed
+
+    def set_score_elsewhere(self, ip: str, vlan: int, score: int) -> Host | None:
+        """What other workers' flows add to a host's score; gives the host if it is alive here."""
+        key = (vlan, ip_bytes(ip))
+        if score:
+            self._elsewhere[key] = score
+        else:
+            self._elsewhere.pop(key, None)
+        host = self._hosts.get(key)
+        if host is not None:
+            host.score_elsewhere = score
         return host
 
     def release(self, host: Host, now: float) -> None:

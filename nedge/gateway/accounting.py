@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import selectors
 import time
-from typing import Protocol
 
+from nedge.core.engine import Engine
 from nedge.core.flow import Share
 from nedge.core.marks import Marks
 from nedge.kernel.bridge import CLOSED_SECONDS
@@ -23,21 +23,11 @@ SILENCE = CLOSED_SECONDS
 """Seconds without a packet before the kernel gives up the connection that it keeps shortest."""
 
 
-class Books(Protocol):
-    """What accounting asks of the engine."""
-
-    def begin_reading(self) -> None: ...
-    def end_reading(self, now: float) -> None: ...
-    def account(
-        self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float, *, gone: bool
-    ) -> None: ...
-
-
 class Accounting:
     """Drives one conntrack handle for one engine; the worker's loop calls it."""
 
-    def __init__(self, books: Books, conntrack: Conntrack, marks: Marks) -> None:
-        self._books = books
+    def __init__(self, engine: Engine, conntrack: Conntrack, marks: Marks) -> None:
+        self._engine = engine
         self._conntrack = conntrack
         self._marks = marks
         now = time.monotonic()
@@ -79,7 +69,7 @@ class Accounting:
         one_bit = Share.PASS << self._marks.shift  # PASS and WATCH have it
         self._to_read = [(one_bit, one_bit), (Share.DROP << self._marks.shift, self._marks.share_mask)]
         self._reading = True
-        self._books.begin_reading()
+        self._engine.begin_reading()
         self._continue()
 
     def _continue(self) -> None:
@@ -87,7 +77,7 @@ class Accounting:
             self._conntrack.start_dump(*self._to_read.pop())
         elif self._reading:
             self._reading = False
-            self._books.end_reading(time.time())
+            self._engine.end_reading(time.time())
 
     def dump_arrived(self) -> None:
         """A part of a dump is there."""
@@ -103,4 +93,4 @@ class Accounting:
         now = time.time()
         for key, _mark, packets, size, packets_back, size_back, gone in connections:
             last = now - (SILENCE if gone else 0)
-            self._books.account(key, (packets, size), (packets_back, size_back), last, gone=gone)
+            self._engine.account(key, (packets, size), (packets_back, size_back), last, gone=gone)

@@ -1,20 +1,26 @@
 """`nedge run`: set everything up, forward packets until a signal comes, put everything back.
 
-From the inside out, and back: queue, rules, bridge. So no packet meets a queue that nobody listens to, and
+From the inside out, and back: queues, rules, bridge. So no packet meets a queue that nobody listens to, and
 none crosses a bridge of ours without having met the rules.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
 import structlog
 
 from nedge.config import Config
+from nedge.core.engine import Engine
 from nedge.core.marks import Marks
-from nedge.gateway.worker import Engine, Worker, stop_signals
+from nedge.gateway.signals import stop_signals
+from nedge.gateway.supervisor import Link, Supervisor
+from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
 from nedge.kernel.bridge import Bridge
@@ -28,14 +34,15 @@ LINK_DEADLINE = 5.0
 log = structlog.get_logger()
 
 
-def run(config: Config, build: Callable[[Config], Engine]) -> int:
-    """Run the gateway until SIGTERM, SIGINT or SIGHUP. Gives the exit status: 0 if all went well, or 1.
+EngineMaker = Callable[[Config], AbstractContextManager[Engine]]
+"""Makes the engine of one worker, in that worker's process, and ends it."""
 
-    build: makes the engine (and with it whatever its events go to).
-    """
+
+def run(config: Config, make_engine: EngineMaker) -> int:
+    """Run the gateway until SIGTERM, SIGINT or SIGHUP. Gives the exit status: 0 if all went well, or 1."""
     try:
         with ExitStack() as undo:
-            _run(config, build, undo)
+            _run(config, make_engine, undo)
     except KernelError as error:
         log.error("gateway_failed", reason=str(error))
         return 1
@@ -43,7 +50,7 @@ def run(config: Config, build: Callable[[Config], Engine]) -> int:
     return 0
 
 
-def _run(config: Config, build: Callable[[Config], Engine], undo: ExitStack) -> None:
+def _run(config: Config, make_engine: EngineMaker, undo: ExitStack) -> None:
     """Every step leaves in `undo` what takes it back; the last is taken back first."""
     gateway = config.gateway
     fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
@@ -65,26 +72,29 @@ def _run(config: Config, build: Callable[[Config], Engine], undo: ExitStack) -> 
 
         undo.push(leave)
 
+    count = gateway.workers or os.cpu_count() or 1
     marks = Marks(gateway.mark_mask) if gateway.offload else None
-    worker = Worker(
-        build(config),
-        number=gateway.queue,
-        length=gateway.queue_length,
-        mode=gateway.mode,
-        fail_open=fail_open,
-        marks=marks,
-    )
-    undo.callback(worker.close)
+    supervisor = Supervisor(count, partial(work, config, make_engine, marks, fail_open), signals)
+    undo.callback(supervisor.stop)
+    supervisor.start()
     lan, wan = tuple(gateway.lan), tuple(gateway.wan)
-    rules = RuleSet(gateway.bridge, lan, wan, gateway.queue, bypass=fail_open, marks=marks, state=state)
+    rules = RuleSet(
+        gateway.bridge,
+        lan,
+        wan,
+        gateway.queue,
+        bypass=fail_open,
+        queues=count,
+        marks=marks,
+        state=state,
+    )
     rules.install()  # in place of what a crash left, without a gap
     put_back(rules.remove)
     bridge = Bridge(gateway.bridge, lan, wan, state)
     bridge.open()
     put_back(bridge.close)
     state.inherited = False
-    worker.watch(signals, worker.stop)
-    await_link(worker, bridge)
+    await_link(supervisor, bridge)
 
     log.info(
         "gateway_ready",
@@ -94,20 +104,43 @@ def _run(config: Config, build: Callable[[Config], Engine], undo: ExitStack) -> 
         mode=gateway.mode,
         fail=gateway.fail,
         queue=gateway.queue,
+        workers=count,
     )
     started = time.monotonic()
-    worker.run()
+    supervisor.serve()
     log.info("gateway_stopping", signal=signals.received, seconds=round(time.monotonic() - started, 1))
 
 
-def await_link(worker: Worker, bridge: Bridge) -> None:
+def work(
+    config: Config, make_engine: EngineMaker, marks: Marks | None, fail_open: bool, number: int, link: Link
+) -> int:
+    """What a worker process does: judge what its queue brings, until it is told to stop."""
+    gateway = config.gateway
+    with stop_signals(signal.SIGTERM) as signals, make_engine(config) as engine:
+        worker = Worker(
+            engine,
+            number=gateway.queue + number,
+            length=gateway.queue_length,
+            mode=gateway.mode,
+            fail_open=fail_open,
+            marks=marks,
+        )
+        worker.watch(signals, worker.stop)
+        worker.report_to(link)
+        link.send({"ready": True})
+        worker.run()
+        worker.close()
+    return 0
+
+
+def await_link(supervisor: Supervisor, bridge: Bridge) -> None:
     """Work until all ports have a link, and forward; but only so long: one may have no cable."""
     deadline = time.monotonic() + LINK_DEADLINE
-    while (missing := bridge.ports_without_link()) and not worker.stopping:
+    while (missing := bridge.ports_without_link()) and not supervisor.stopping:
         if time.monotonic() > deadline:
             log.warning("port_without_link", ports=missing)
             return
-        worker.run(0.05)
+        supervisor.serve(0.05)
 
 
 def check(config: Config) -> None:

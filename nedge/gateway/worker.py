@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import math
 import selectors
-import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal
 
 import structlog
 
+from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
 from nedge.core.marks import Marks
-from nedge.gateway.accounting import Accounting, Books
+from nedge.gateway.accounting import Accounting
+from nedge.gateway.supervisor import Link
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.queue import Judge, PacketQueue
 
@@ -28,61 +28,9 @@ Mode = Literal["inline", "monitor"]
 
 TICK = 1.0
 """Seconds between two runs of the engine's timers."""
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+BEAT = 0.25
 
 log = structlog.get_logger()
-
-
-class Engine(Books, Protocol):
-    """What the worker asks of the engine."""
-
-    def packet(self, data: bytes, now: float, vlan: int = 0, mac: bytes = b"", /) -> int:
-        """Judge one packet, from its IP header on: 0 is pass."""
-
-    def advance(self, now: float, /) -> object:
-        """Run what is due."""
-
-    def finish(self, now: float, /) -> object:
-        """End all flows."""
-
-    # With a kernel that takes flows over, also:
-
-    share: Share
-    """What the kernel shall do with the flow of the latest packet."""
-    remark: Callable[[Flow], None] | None
-    """To be called when the share of a flow that the kernel has changes."""
-
-
-class StopSignals:
-    """SIGTERM, SIGINT and SIGHUP as something to select on; from the moment it is made, none is lost."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
-        self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._old = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-
-    def fileno(self) -> int:
-        """Readable after a signal."""
-        return self._reader.fileno()
-
-    def consume(self) -> None:
-        """Make `fileno()` quiet again."""
-        with contextlib.suppress(BlockingIOError):
-            self._reader.recv(4096)
-
-    def close(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._old_fd)
-        self._reader.close()
-        self._writer.close()
-
-    def _note(self, number: int, _frame: object) -> None:
-        self.received = number
 
 
 class Worker:
@@ -108,11 +56,13 @@ class Worker:
         self._marks = marks
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
+        self._link: Link | None = None
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
         self._stopping = False
-        self._due = time.monotonic() + TICK
+        self._timers: list[_Timer] = []
+        self.every(TICK, lambda: self._guarded(engine.advance))
         self._selector = selectors.DefaultSelector()
         self.queue = PacketQueue(
             number,
@@ -133,6 +83,7 @@ class Worker:
         self._accounting = Accounting(self.engine, conntrack, marks)
         self.watch(conntrack.fileno(), self._accounting.ends_arrived)
         self.watch(conntrack.dump_fileno, self._accounting.dump_arrived)
+        self.every(TICK, self._accounting.tick)
 
         def remark(flow: Flow) -> None:
             conntrack.set_mark(flow.key, marks.value(self._as_allowed(flow.share)), marks.mask)
@@ -164,6 +115,40 @@ class Worker:
         """Call `ready` from the loop whenever `fileobj` is readable."""
         self._selector.register(fileobj, selectors.EVENT_READ, ready)
 
+    def report_to(self, link: Link) -> None:
+        """Send heartbeats to the supervisor, hear its messages, and end when it does."""
+        self._link = link
+        self.watch(link, self._hear)
+        self.every(BEAT, self._beat)
+
+    def _beat(self) -> None:
+        assert self._link is not None
+        stats = self.queue.stats()
+        beat = self.engine.figures() | {"engine_errors": self.errors}
+        if stats:
+            beat |= {
+                "queue_waiting": stats.waiting,
+                "queue_full": stats.dropped_full,
+                "queue_lost": stats.dropped_user,
+            }
+        if self._conntrack:
+            beat["conntrack_events_lost"] = self._conntrack.lost_events
+        self._link.send({"beat": beat, "hosts": self.engine.hosts.changed_scores()})
+
+    def _hear(self) -> None:
+        assert self._link is not None
+        messages = self._link.receive()
+        if messages is None:
+            self.stop()  # no supervisor, no worker
+            return
+        for message in messages:
+            for ip, vlan, score in message.get("hosts", ()):
+                self.engine.set_score_elsewhere(ip, vlan, score)
+
+    def every(self, seconds: float, step: Callable[[], None]) -> None:
+        """Call `step` from the loop about every so many seconds."""
+        self._timers.append(_Timer(seconds, step))
+
     def stop(self) -> None:
         """End the loop after what is in hand."""
         self._stopping = True
@@ -177,13 +162,14 @@ class Worker:
         """The loop, until `stop()` or for so many seconds."""
         end = time.monotonic() + seconds
         while not self._stopping and (now := time.monotonic()) < end:
-            for key, _events in self._selector.select(max(0.0, min(self._due, end) - now)):
+            due = min(timer.due for timer in self._timers)
+            for key, _events in self._selector.select(max(0.0, min(due, end) - now)):
                 key.data()
-            if time.monotonic() >= self._due:
-                self._guarded(self.engine.advance)
-                if self._accounting:
-                    self._accounting.tick()
-                self._due = time.monotonic() + TICK
+            now = time.monotonic()
+            for timer in self._timers:
+                if timer.due <= now:
+                    timer.due = now + timer.seconds
+                    timer.step()
 
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""
@@ -209,6 +195,13 @@ class Worker:
                 log.error("engine_error", error=repr(error), errors=self.errors, exc_info=error)
 
 
+class _Timer:
+    def __init__(self, seconds: float, step: Callable[[], None]) -> None:
+        self.seconds = seconds
+        self.step = step
+        self.due = time.monotonic() + seconds
+
+
 class _OncePerSecond:
     def __init__(self) -> None:
         self._next = 0.0
@@ -219,13 +212,3 @@ class _OncePerSecond:
             return False
         self._next = now + 1.0
         return True
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[StopSignals]:
-    """Catch the stop signals for the length of a block."""
-    signals = StopSignals()
-    try:
-        yield signals
-    finally:
-        signals.close()

@@ -55,6 +55,8 @@ class RuleSet:
     queue: int
     bypass: bool
     """Pass packets (in the kernel) while nobody listens to the queue; otherwise they are dropped."""
+    queues: int = 1
+    """So many queues, from `queue` on; a pair of hosts keeps to one."""
     marks: Marks | None = None
     """The marks by which the kernel knows what was decided; None: every packet goes to the queue."""
     state: State | None = None
@@ -85,7 +87,9 @@ class RuleSet:
             ]
         if self.marks:
             rules += _mark_rules(self.marks, family)
-        target = f"-j NFQUEUE --queue-num {self.queue}{' --queue-bypass' if self.bypass else ''}"
+        last = self.queue + self.queues - 1
+        numbers = f"--queue-balance {self.queue}:{last}" if self.queues > 1 else f"--queue-num {self.queue}"
+        target = f"-j NFQUEUE {numbers}{' --queue-bypass' if self.bypass else ''}"
         pairs = [pair for lan in self.lan for wan in self.wan for pair in ((lan, wan), (wan, lan))]
         rules += [
             f"-m physdev --physdev-is-bridged --physdev-in {source} --physdev-out {sink} {target}"

@@ -178,9 +178,7 @@ def test_the_volume_to_the_character(count: int, fires: bool) -> None:
 
 def test_the_volume_is_over_all_flows_of_a_client() -> None:
     names = below("example.com", 11)
-    flows = [
-        [packet for packet in dns(name, sport=5000 + n, start=T0 + n).packets] for n, name in enumerate(names)
-    ]
+    flows = [dns(name, sport=5000 + n, start=T0 + n).packets for n, name in enumerate(names)]
     judged = run(merge(*flows), "max_volume = 100")
     assert [bool(record["nedge"]["score"]) for record in judged.flows].count(True) == 1
 
@@ -209,7 +207,7 @@ def test_subdomains_count_together(domain: str) -> None:
 def test_memory_is_of_this_minute_only() -> None:
     with bench("", [POLICY]) as made:
         (script,) = made.assembly.runner.scripts
-        module = script.hooks[Hook.PROTOCOL_DETECTED].__globals__  # type: ignore[attr-defined]
+        module = script.hooks[Hook.PROTOCOL_DETECTED].__globals__
         made.feed(ask(*below("example.com", 20)))
         assert len(module["seen"]) == 20
         made.feed(dns("www.example.net", start=T0 + 61).packets)

@@ -4,7 +4,7 @@ import pytest
 from kit import Judged, Packet, Tcp, Udp, dns, http_request, judge, noise, ping, quic_initial, ssh_turns, tls
 
 GNUTELLA = b"GNUTELLA CONNECT/0.6\r\nUser-Agent: LimeWire/4.18\r\nX-Ultrapeer: False\r\n\r\n"
-SMB1 = b"\x00\x00\x00\x23\xffSMB\x73" + bytes(30)  # session setup
+SMB1 = b"\x00\x00\x00\x2f\xffSMB\x73" + bytes(42)  # session setup
 FTP = [
     ("s", b"220 FTP server ready.\r\n"),
     ("c", b"USER anonymous\r\n"),

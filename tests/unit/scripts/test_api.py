@@ -53,7 +53,19 @@ CONTRACT: dict[str, tuple[str, ...]] = {
     "getScore": (),
     "isPassVerdict": (),
 }
-BEYOND = ["getInfo", "getBlacklistedInfo", "isDeviceProtocolNotAllowed", "getDeviceProtoAllowedInfo", "retrieveExternalAlertInfo", "isNotPurged", "hasRisk", "getRiskInfo", "getHTTPInfo", "getTCPStats", "isClientNoIP"]
+BEYOND = [
+    "getInfo",
+    "getBlacklistedInfo",
+    "isDeviceProtocolNotAllowed",
+    "getDeviceProtoAllowedInfo",
+    "retrieveExternalAlertInfo",
+    "isNotPurged",
+    "hasRisk",
+    "getRiskInfo",
+    "getHTTPInfo",
+    "getTCPStats",
+    "isClientNoIP",
+]
 ARGUMENTS = {
     "flow_status_type": "status_types.status_user_01",
     "status_info": "'info'",

@@ -327,7 +327,10 @@ def test_status_changed_follows_a_call_that_changed_the_bitmap(statement: str, t
 
 
 def test_status_changed_runs_once_after_all_scripts() -> None:
-    source = "def protocolDetected(flow, now, conf): {}\ndef statusChanged(flow, now, conf): note(('{}', flow.getStatus()))\n"
+    source = (
+        "def protocolDetected(flow, now, conf): {}\n"
+        "def statusChanged(flow, now, conf): note(('{}', flow.getStatus()))\n"
+    )
     scripts = {key: HEAD + source.format(SET.format(n), key) for n, key in ((1, "a"), (2, "b"))}
     both = 1 << 59 | 1 << 60
     assert judge(ping(), QUIET, scripts).seen == [("a", both), ("b", both)]
@@ -663,7 +666,11 @@ def test_a_script_that_raises_stops_nothing_else(error: str) -> None:
 
 
 def test_what_a_failing_script_did_before_stays() -> None:
-    source = "def protocolDetected(flow, now, conf):\n    flow.setStatus(status_types.status_user_01, 9)\n    1 / 0\n"
+    source = """
+    def protocolDetected(flow, now, conf):
+        flow.setStatus(status_types.status_user_01, 9)
+        1 / 0
+    """
     judged = with_script(source, ping())
     assert (judged.statuses, judged.scores) == (["status_user_01"], (9, 0, 0))
 
@@ -676,7 +683,8 @@ def test_the_failure_policy_of_scripts(policy: str, verdict: str) -> None:
 
 
 def test_a_failing_script_is_named_with_its_line_once_a_minute(capfd: pytest.CaptureFixture[str]) -> None:
-    source = "x = 1\ndef protocolDetected(flow, now, conf):\n    helper()\ndef helper():\n    raise ValueError('broken')\n"
+    source = "x = 1\ndef protocolDetected(flow, now, conf):\n    helper()\n"
+    source += "def helper():\n    raise ValueError('broken')\n"
     packets = merge(*(ping(CLIENT, f"203.0.113.{n}", T0 + n) for n in range(1, 100)))
     with bench(QUIET, {"bad": source}) as made:
         made.feed(packets)

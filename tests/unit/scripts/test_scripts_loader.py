@@ -22,6 +22,10 @@ def load(
     return load_scripts([directory], settings, {"tls": 91, "dns": 5}.get)
 
 
+def no_protocol(name: str) -> int | None:
+    return None
+
+
 def problem(directory: Path, source: str | bytes, **settings: Any) -> Problem:
     """The one problem with a script named `script`, which does not load."""
     scripts, problems = load(directory, {"script": source}, **({"script": settings} if settings else {}))
@@ -213,7 +217,10 @@ def test_hooks_that_are_fine(tmp_path: Path, source: str) -> None:
 
 
 def test_all_overrides_ntopngs_four(tmp_path: Path) -> None:
-    source = "def all(flow, now, conf): return 1\ndef flowEnd(flow, now, conf): return 2\ndef protocolUpdated(flow, now, conf): return 3\n"
+    source = "".join(
+        f"def {name}(flow, now, conf): return {number}\n"
+        for number, name in enumerate(("all", "flowEnd", "protocolUpdated"), 1)
+    )
     hooks = one(tmp_path, source).hooks
     assert {hook: function(None, 0, {}) for hook, function in hooks.items()} == {
         Hook.PROTOCOL_DETECTED: 1,
@@ -265,7 +272,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
-    scripts, problems = load_scripts([tmp_path / "none"], {}, {}.get)
+    scripts, problems = load_scripts([tmp_path / "none"], {}, no_protocol)
     assert scripts == []
     assert problems[0].fatal
     assert "none" in str(problems[0])
@@ -275,7 +282,7 @@ def test_one_key_in_two_directories(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "script.py").write_text(HOOK)
-    scripts, problems = load_scripts([tmp_path / "one", tmp_path / "two"], {}, {}.get)
+    scripts, problems = load_scripts([tmp_path / "one", tmp_path / "two"], {}, no_protocol)
     assert [script.path.parent.name for script in scripts] == ["one"]
     assert [wrong.fatal for wrong in problems] == [True]
     assert str(tmp_path / "two" / "script.py") in str(problems[0])

@@ -62,7 +62,9 @@ def at_end(packets: list[Packet], expression: str, toml: str = "", library: str 
 
 NETS = """
 [network]
-local = ["192.168.1.0/24", "10.0.0.0/30", "10.1.0.0/31", "10.2.0.1/32", "172.16.0.0/12", "128.0.0.0/1", "fd00::/64"]
+local = [
+  "192.168.1.0/24", "10.0.0.0/30", "10.1.0.0/31", "10.2.0.1/32", "172.16.0.0/12", "128.0.0.0/1", "fd00::/64"
+]
 """
 
 
@@ -488,7 +490,7 @@ def test_blacklisted(packets: list[Packet], blacklisted: dict[str, bool], tmp_pa
     hosts, domains = tmp_path / "hosts", tmp_path / "domains"
     hosts.write_text("198.51.100.0/24 # a net\n2001:db8:bad::/48\n")
     domains.write_text("malware.example\n")
-    toml = f'[lists]\nmalware_hosts = ["{hosts}"]\nmalware_domains = ["{domains}"]\n[verdict]\nblock_statuses = []'
+    toml = f'[lists]\nmalware_hosts = ["{hosts}"]\nmalware_domains = ["{domains}"]'
     read = "(flow.isBlacklisted(), flow.getBlacklistedInfo())"
     assert once(packets, read, toml) == (bool(blacklisted), blacklisted)
 
@@ -655,7 +657,39 @@ def test_no_match_packet_where_nothing_matched(packets: list[Packet], library: s
 
 # getFullInfo
 
-EVERY_FLOW = ["vlan", "proto.l4", "proto.l4_id", "proto.ndpi", "proto.ndpi_id", "proto.master_ndpi_id", "proto.ndpi_breed", "proto.ndpi_cat", "proto.ndpi_cat_id", "bytes", "goodput_bytes", "packets", "packets.sent", "packets.rcvd", "seen.first", "seen.last", "duration", "cli2srv.bytes", "cli2srv.packets", "srv2cli.bytes", "srv2cli.packets", "score", "host_server_name", "info", "flow.status", "status_map", "status_infos", "alerted_status", "ntopng.key", "hash_entry_id", "verdict.pass"]
+EVERY_FLOW = [
+    "vlan",
+    "proto.l4",
+    "proto.l4_id",
+    "proto.ndpi",
+    "proto.ndpi_id",
+    "proto.master_ndpi_id",
+    "proto.ndpi_breed",
+    "proto.ndpi_cat",
+    "proto.ndpi_cat_id",
+    "bytes",
+    "goodput_bytes",
+    "packets",
+    "packets.sent",
+    "packets.rcvd",
+    "seen.first",
+    "seen.last",
+    "duration",
+    "cli2srv.bytes",
+    "cli2srv.packets",
+    "srv2cli.bytes",
+    "srv2cli.packets",
+    "score",
+    "host_server_name",
+    "info",
+    "flow.status",
+    "status_map",
+    "status_infos",
+    "alerted_status",
+    "ntopng.key",
+    "hash_entry_id",
+    "verdict.pass",
+]
 EACH_END = ["ip", "key", "port", "vlan", "mac", "host", "localhost", "blacklisted", "country", "pool_id"]
 
 
@@ -821,7 +855,8 @@ def test_risks() -> None:
 
 
 def test_ports_addresses_and_protocol() -> None:
-    read = "(flow.getClientIP(), flow.getClientPort(), flow.getServerIP(), flow.getServerPort(), flow.getL4Proto())"
+    ends = ("getClientIP", "getClientPort", "getServerIP", "getServerPort", "getL4Proto")
+    read = f"({', '.join(f'flow.{name}()' for name in ends)})"
     assert once(dns("example.com").packets, read) == (CLIENT, 40000, SERVER, 53, 17)
     assert once(ping(CLIENT6, SERVER6), read) == (CLIENT6, 0, SERVER6, 0, 58)
 

@@ -162,7 +162,44 @@ def test_each_status_has_the_bit_of_its_key(key: int) -> None:
 
 
 # Keys and names as ntopng's scripts know them.
-NAMES = ["normal", "blacklisted", "blacklisted_country", "blocked", "data_exfiltration", "device_protocol_not_allowed", "dns_data_exfiltration", "dns_invalid_query", "elephant_local_to_remote", "elephant_remote_to_local", "external_alert", "longlived", "low_goodput", "malicious_signature", "not_purged", "potentially_dangerous", "remote_to_remote", "suspicious_tcp_probing", "suspicious_tcp_syn_probing", "tcp_connection_issues", "tcp_connection_refused", "tcp_severe_connection_issues", "tls_certificate_expired", "tls_certificate_mismatch", "tls_old_protocol_version", "tls_unsafe_ciphers", "udp_unidirectional", "web_mining_detected", "tls_certificate_selfsigned", "suspicious_file_transfer", "known_proto_on_non_std_port", "flow_risk", "unexpected_dhcp", "unexpected_dns", "unexpected_smtp", "unexpected_ntp"]
+NAMES = [
+    "normal",
+    "blacklisted",
+    "blacklisted_country",
+    "blocked",
+    "data_exfiltration",
+    "device_protocol_not_allowed",
+    "dns_data_exfiltration",
+    "dns_invalid_query",
+    "elephant_local_to_remote",
+    "elephant_remote_to_local",
+    "external_alert",
+    "longlived",
+    "low_goodput",
+    "malicious_signature",
+    "not_purged",
+    "potentially_dangerous",
+    "remote_to_remote",
+    "suspicious_tcp_probing",
+    "suspicious_tcp_syn_probing",
+    "tcp_connection_issues",
+    "tcp_connection_refused",
+    "tcp_severe_connection_issues",
+    "tls_certificate_expired",
+    "tls_certificate_mismatch",
+    "tls_old_protocol_version",
+    "tls_unsafe_ciphers",
+    "udp_unidirectional",
+    "web_mining_detected",
+    "tls_certificate_selfsigned",
+    "suspicious_file_transfer",
+    "known_proto_on_non_std_port",
+    "flow_risk",
+    "unexpected_dhcp",
+    "unexpected_dns",
+    "unexpected_smtp",
+    "unexpected_ntp",
+]
 
 
 def test_keys_and_names_are_ntopngs() -> None:
@@ -319,7 +356,8 @@ def test_an_alert_outlives_its_status() -> None:
     source = (
         _trigger("flow.triggerStatus(M, 'x', 50)")
         + "def flowEnd(flow, now, conf):\n"
-        + "    flow.clearStatus(M); flow.triggerStatus(B, 'y', 50); note(flow.getFullInfo()['alerted_status'])\n"
+        + "    flow.clearStatus(M); flow.triggerStatus(B, 'y', 50)\n"
+        + "    note(flow.getFullInfo()['alerted_status'])\n"
     )
     judged = judge(ping(), QUIET, {"script": "from kit import note\n" + source})
     assert judged.seen == [27]
@@ -380,7 +418,10 @@ def test_the_predominant_status(calls: str, predominant: int) -> None:
 
 # Host scores: a live gauge
 
-ADD = "from nedge.scripts import *\ndef protocolDetected(flow, now, conf): flow.setStatus(status_types.status_user_01, 1, 20, 3)\n"
+ADD = """
+from nedge.scripts import *
+def protocolDetected(flow, now, conf): flow.setStatus(status_types.status_user_01, 1, 20, 3)
+"""
 
 
 def gauges(made: Any) -> dict[str, int]:

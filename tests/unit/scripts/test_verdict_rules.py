@@ -12,11 +12,12 @@ from kit import CLIENT, SERVER, T0, Packet, bench, ping, with_script
 from nedge.core.status import status_types
 from nedge.core.verdict import Action, Evidence, Failure, Operator, Policy, Rule, decide
 
+DPI = Failure.DPI_ERROR
 PASS, DROP, REJECT = Action.PASS, Action.DROP, Action.REJECT
 BLACKLISTED = status_types.status_blacklisted.bit
 MINING = status_types.status_web_mining_detected.bit
 BLOCK, UNBLOCK = Operator.BLOCK, Operator.UNBLOCK
-UNCLASSIFIED = (Failure.UNCLASSIFIED,)
+FAILED = (Failure.UNCLASSIFIED,)
 
 
 @pytest.mark.parametrize(
@@ -55,21 +56,21 @@ UNCLASSIFIED = (Failure.UNCLASSIFIED,)
         ({"operator": BLOCK, "allowed": True}, {}, DROP, Rule.OPERATOR_BLOCK),
         ({"operator": UNBLOCK, "status_map": BLACKLISTED, "score": 1000}, {}, PASS, Rule.OPERATOR_UNBLOCK),
         ({"operator": UNBLOCK, "client_score": 500}, {"host_drop_score": 300}, PASS, Rule.OPERATOR_UNBLOCK),
-        ({"operator": UNBLOCK, "failures": UNCLASSIFIED}, {"failures": UNCLASSIFIED}, PASS, Rule.OPERATOR_UNBLOCK),
+        ({"operator": UNBLOCK, "failures": FAILED}, {"failures": FAILED}, PASS, Rule.OPERATOR_UNBLOCK),
         # Allow-listed hosts beat lists, scores and failures
         ({"allowed": True}, {}, PASS, Rule.ALLOW_LIST),
         ({"allowed": True, "status_map": BLACKLISTED, "score": 1000}, {}, PASS, Rule.ALLOW_LIST),
         ({"allowed": True, "server_score": 500}, {"host_drop_score": 300}, PASS, Rule.ALLOW_LIST),
-        ({"allowed": True, "failures": UNCLASSIFIED}, {"failures": UNCLASSIFIED}, PASS, Rule.ALLOW_LIST),
+        ({"allowed": True, "failures": FAILED}, {"failures": FAILED}, PASS, Rule.ALLOW_LIST),
         # Status before flow score before host score
         ({"status_map": BLACKLISTED, "score": 100}, {}, DROP, Rule.STATUS),
         ({"score": 100, "client_score": 300}, {"host_drop_score": 300}, DROP, Rule.FLOW_SCORE),
-        ({"client_score": 300, "failures": UNCLASSIFIED}, {"host_drop_score": 300, "failures": UNCLASSIFIED}, DROP, Rule.HOST_SCORE),
+        ({"client_score": 300, "failures": FAILED}, {"host_drop_score": 1, "failures": FAILED}, DROP, Rule.HOST_SCORE),
         # Failures with a policy
-        ({"failures": UNCLASSIFIED}, {}, PASS, Rule.CLEAN),
-        ({"failures": UNCLASSIFIED}, {"failures": UNCLASSIFIED}, DROP, Rule.FAILURE),
-        ({"failures": UNCLASSIFIED}, {"failures": (Failure.DPI_ERROR,)}, PASS, Rule.CLEAN),
-        ({"failures": (Failure.SCRIPT_ERROR, Failure.DPI_ERROR)}, {"failures": (Failure.DPI_ERROR,)}, DROP, Rule.FAILURE),
+        ({"failures": FAILED}, {}, PASS, Rule.CLEAN),
+        ({"failures": FAILED}, {"failures": FAILED}, DROP, Rule.FAILURE),
+        ({"failures": FAILED}, {"failures": (DPI,)}, PASS, Rule.CLEAN),
+        ({"failures": (Failure.SCRIPT_ERROR, DPI)}, {"failures": (DPI,)}, DROP, Rule.FAILURE),
         # What blocking means
         ({"score": 100}, {"block_action": REJECT}, REJECT, Rule.FLOW_SCORE),
         ({"operator": BLOCK}, {"block_action": REJECT}, REJECT, Rule.OPERATOR_BLOCK),
@@ -89,13 +90,13 @@ def test_decide(evidence: dict[str, Any], policy: dict[str, Any], action: Action
         ({"score": 150}, "flow_score: 150 >= 100"),
         ({"client_score": 301}, "host_score: client 301 >= 300"),
         ({"server_score": 300}, "host_score: server 300 >= 300"),
-        ({"failures": UNCLASSIFIED}, "failure: unclassified"),
+        ({"failures": FAILED}, "failure: unclassified"),
         ({"operator": BLOCK}, "operator_block"),
         ({}, "clean"),
     ],
 )
 def test_every_verdict_says_why(evidence: dict[str, Any], reason: str) -> None:
-    policy = Policy(block_statuses=BLACKLISTED | MINING, host_drop_score=300, failures=UNCLASSIFIED)
+    policy = Policy(block_statuses=BLACKLISTED | MINING, host_drop_score=300, failures=FAILED)
     assert decide(Evidence(**evidence), policy).reason == reason
 
 
@@ -172,7 +173,8 @@ def test_the_configuration_decides(
 
 def test_a_drop_records_the_rule_the_statuses_and_the_packet() -> None:
     source = """
-    def protocolDetected(flow, now, conf): flow.triggerStatus(status_types.status_web_mining_detected, "why", 100, 5, 6)
+    def protocolDetected(flow, now, conf):
+        flow.triggerStatus(status_types.status_web_mining_detected, "why", 100, 5, 6)
     """
     judged = with_script(source, ping())
     nedge = judged.flow["nedge"]
@@ -187,7 +189,9 @@ def test_a_drop_records_the_rule_the_statuses_and_the_packet() -> None:
 def test_allow_listed_hosts_are_never_blocked(tmp_path: Any) -> None:
     allowed = tmp_path / "allowed"
     allowed.write_text("203.0.113.0/28\n")
-    source = "def protocolDetected(flow, now, conf): flow.setStatus(status_types.status_blacklisted, 1000, 1000, 1000)\n"
+    source = """
+    def protocolDetected(flow, now, conf): flow.setStatus(status_types.status_blacklisted, 1000, 1000, 1000)
+    """
     toml = f'[lists]\nallow_hosts = ["{allowed}"]\n[verdict]\nhost_drop_score = 100'
     assert with_script(source, ping(CLIENT, "203.0.113.15"), toml).verdict == "pass"
     assert with_script(source, ping("203.0.113.1", "8.8.8.8"), toml).verdict == "pass"
@@ -208,7 +212,10 @@ def test_a_verdict_can_change_back() -> None:
 
 # Quarantine
 
-ADD = "from nedge.scripts import *\ndef protocolDetected(flow, now, conf): flow.setStatus(status_types.status_user_01, 0, 40, 0)\n"
+ADD = """
+from nedge.scripts import *
+def protocolDetected(flow, now, conf): flow.setStatus(status_types.status_user_01, 0, 40, 0)
+"""
 TOML = "[verdict]\nhost_drop_score = 80\nquarantine_seconds = 100\n"
 
 
@@ -239,9 +246,8 @@ def test_a_host_over_the_limit_is_quarantined_with_all_its_flows() -> None:
 
 @pytest.mark.parametrize(("word", "action"), [(Operator.BLOCK, DROP), (Operator.UNBLOCK, PASS)])
 def test_an_operators_word_on_a_host(word: Operator, action: Action) -> None:
-    source = "from nedge.scripts import *\ndef protocolDetected(flow, now, conf): flow.setStatus(status_types.status_user_01, {})\n"
-    score = 0 if word is Operator.BLOCK else 1000
-    with bench("", {"script": source.format(score)}) as made:
+    source = ADD.replace("0, 40, 0", "0" if word is Operator.BLOCK else "1000")
+    with bench("", {"script": source}) as made:
         made.feed(ping())
         (host,) = [host for host in made.engine.hosts if host.ip == CLIENT]
         host.operator = word

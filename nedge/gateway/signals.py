@@ -1,0 +1,52 @@
+"""Stop signals as something to select on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopSignals:
+    """Signals as something to select on; from the moment it is made, none is lost."""
+
+    def __init__(self, numbers: tuple[signal.Signals, ...] = STOP_SIGNALS) -> None:
+        self.received: int | None = None
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._old = {number: signal.signal(number, self._note) for number in numbers}
+
+    def fileno(self) -> int:
+        """Readable after a signal."""
+        return self._reader.fileno()
+
+    def consume(self) -> None:
+        """Make `fileno()` quiet again."""
+        with contextlib.suppress(BlockingIOError):
+            self._reader.recv(4096)
+
+    def close(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_fd)
+        self._reader.close()
+        self._writer.close()
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.received = number
+
+
+@contextlib.contextmanager
+def stop_signals(*numbers: signal.Signals) -> Iterator[StopSignals]:
+    """Catch the stop signals (these, or all three) for the length of a block."""
+    signals = StopSignals(numbers or STOP_SIGNALS)
+    try:
+        yield signals
+    finally:
+        signals.close()

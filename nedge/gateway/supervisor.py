@@ -1,0 +1,284 @@
+"""The supervisor: starts the workers, listens to their heartbeats, replaces the dead and the hung.
+
+One process per queue, forked from this one, each with its own engine. They talk over a socket pair, a JSON
+object a message:
+
+    worker -> supervisor    {"ready": true}, {"failed": "why"},
+                            {"beat": {counters}, "hosts": [[ip, vlan, score]]}
+    supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]}
+
+A worker ends when its supervisor does (the socket closes): the rules stay, open or closed as configured, and
+the next start takes them over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import orjson
+import structlog
+
+from nedge.gateway.signals import StopSignals
+from nedge.kernel.errors import KernelError
+
+READY_SECONDS = 15.0
+HUNG_SECONDS = 1.0
+"""Without a heartbeat for so long a worker is replaced. Heartbeats come four times as often."""
+STOP_SECONDS = 5.0
+_RESTART_PAUSES = (0.0, 0.0, 0.2, 0.5, 1.0)
+"""Before the next start of a worker that keeps dying young."""
+_YOUNG_SECONDS = 5.0
+_LARGEST_MESSAGE = 1 << 18
+
+log = structlog.get_logger()
+
+Message = dict[str, Any]
+
+
+class Link:
+    """One end of the socket pair. Messages are small; one that does not fit into a full socket is dropped."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setblocking(False)
+
+    @staticmethod
+    def pair() -> tuple[Link, Link]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Link(ours), Link(theirs)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: Message) -> bool:
+        """Whether it was sent; False also if the other end is gone."""
+        try:
+            self._socket.send(orjson.dumps(message))
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> list[Message] | None:
+        """The messages that are there; None if the other end is gone."""
+        messages: list[Message] = []
+        while True:
+            try:
+                data = self._socket.recv(_LARGEST_MESSAGE)
+            except BlockingIOError:
+                return messages
+            except OSError:
+                return None
+            if not data:
+                return messages or None
+            messages.append(orjson.loads(data))
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _Child:
+    """A worker as the supervisor sees it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid = 0
+        self.link: Link | None = None
+        self.ready = False
+        self.failed = ""
+        self.started = 0.0
+        self.heard = 0.0
+        self.deaths = 0
+        """In a row, each soon after its start."""
+        self.restart_at = 0.0
+        self.beat: Message = {}
+        """Counters, as of the latest heartbeat."""
+
+
+class Supervisor:
+    """Runs `count` workers; `work(number, link)` is what each does, in its own process."""
+
+    def __init__(self, count: int, work: Callable[[int, Link], int], signals: StopSignals) -> None:
+        self._work = work
+        self._signals = signals
+        self._children = [_Child(number) for number in range(count)]
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(signals, selectors.EVENT_READ, None)
+        self._stopping = False
+        self.restarts = 0
+        self._scores: dict[tuple[str, int], dict[int, int]] = {}
+        """Host -> worker -> score there."""
+
+    def start(self) -> None:
+        """Start all workers, and wait until they are ready. Raises KernelError with why one is not."""
+        for child in self._children:
+            self._spawn(child)
+        deadline = time.monotonic() + READY_SECONDS
+        while not all(child.ready for child in self._children):
+            self._listen(0.05)
+            for child in self._children:
+                if child.failed or not child.pid:
+                    raise KernelError(child.failed or f"worker {child.number} ended while it was starting")
+            if self.stopping:
+                return
+            if time.monotonic() > deadline:
+                raise KernelError(f"the workers were not ready within {READY_SECONDS:.0f} s")
+
+    @property
+    def stopping(self) -> bool:
+        """A stop signal has come."""
+        return self._signals.received is not None
+
+    def serve(self, seconds: float = float("inf")) -> None:
+        """Look after the workers until a stop signal comes, or for so many seconds."""
+        end = time.monotonic() + seconds
+        while not self.stopping and time.monotonic() < end:
+            self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
+            self._replace(time.monotonic())
+
+    def stop(self) -> None:
+        """End all workers; each ends its flows first. One that does not end in time is killed."""
+        self._stopping = True
+        for child in self._children:
+            self._signal(child, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(child.pid for child in self._children) and time.monotonic() < deadline:
+            self._listen(0.02)
+            self._reap()
+        for child in self._children:
+            if child.pid:
+                log.error("worker_killed", worker=child.number, reason="did not end in time")
+                self._signal(child, signal.SIGKILL)
+                os.waitpid(child.pid, 0)
+                child.pid = 0
+        self._selector.close()
+
+    def totals(self) -> Message:
+        """Counters of all workers together, as of their latest heartbeats."""
+        sums: Message = {}
+        for child in self._children:
+            for name, value in child.beat.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums | {"worker_restarts": self.restarts}
+
+    # One worker
+
+    def _spawn(self, child: _Child) -> None:
+        ours, theirs = Link.pair()
+        child.link, child.ready, child.failed = ours, False, ""
+        child.started = child.heard = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(child.number, theirs)
+        theirs.close()
+        child.pid = pid
+        self._selector.register(ours, selectors.EVENT_READ, child)
+
+    def _become_worker(self, number: int, link: Link) -> NoReturn:
+        """In the child: only what is the worker's stays open. Never returns into the supervisor's code."""
+        status = 1
+        try:
+            self._selector.close()
+            for child in self._children:
+                if child.link is not None:
+                    child.link.close()
+            self._signals.close()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            status = self._work(number, link)
+        except KernelError as error:
+            link.send({"failed": str(error)})
+        except BaseException as error:
+            link.send({"failed": f"worker {number}: {type(error).__name__}: {error}"})
+            log.error("worker_failed", worker=number, error=repr(error), exc_info=error)
+        finally:
+            os._exit(status)
+
+    def _signal(self, child: _Child, number: signal.Signals) -> None:
+        if child.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child.pid, number)
+
+    def _listen(self, timeout: float) -> None:
+        for key, _events in self._selector.select(timeout):
+            child: _Child | None = key.data
+            if child is None:
+                self._signals.consume()
+            else:
+                self._hear(child)
+
+    def _hear(self, child: _Child) -> None:
+        assert child.link is not None
+        messages = child.link.receive()
+        if messages is None:
+            self._buried(child)
+            return
+        child.heard = time.monotonic()
+        for message in messages:
+            child.ready = child.ready or "ready" in message
+            child.failed = message.get("failed", child.failed)
+            child.beat = message.get("beat", child.beat)
+            if message.get("hosts"):
+                self._share_scores(child.number, message["hosts"])
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if child.pid and os.waitpid(child.pid, os.WNOHANG)[0]:
+                self._buried(child)
+
+    def _buried(self, child: _Child) -> None:
+        """A worker is dead, or its end of the link is: make sure, and plan the next."""
+        if child.link is not None:
+            self._selector.unregister(child.link)
+            child.link.close()
+            child.link = None
+        if child.pid:
+            self._signal(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child.pid, 0)
+            child.pid = 0
+        now = time.monotonic()
+        young = now - child.started < _YOUNG_SECONDS
+        child.deaths = child.deaths + 1 if young else 0
+        child.restart_at = now + _RESTART_PAUSES[min(child.deaths, len(_RESTART_PAUSES) - 1)]
+        self._forget_scores(child.number)
+
+    def _replace(self, now: float) -> None:
+        """Hung workers are killed; where one is missing, another starts."""
+        for child in self._children:
+            patience = HUNG_SECONDS if child.ready else READY_SECONDS
+            if child.pid and now - child.heard > patience:
+                log.error("worker_hung", worker=child.number, seconds=round(now - child.heard, 1))
+                self._buried(child)
+            if not child.pid and now >= child.restart_at:
+                self.restarts += 1
+                log.warning("worker_restarted", worker=child.number, restarts=self.restarts, why=child.failed)
+                self._spawn(child)
+
+    # Host scores: each worker knows its own share of a host's score, and is told the sum of the others'
+
+    def _share_scores(self, number: int, hosts: list[tuple[str, int, int]]) -> None:
+        for ip, vlan, score in hosts:
+            by_worker = self._scores.setdefault((ip, vlan), {})
+            by_worker[number] = score
+            self._tell_others(ip, vlan, by_worker, number)
+            if not any(by_worker.values()):
+                del self._scores[ip, vlan]
+
+    def _forget_scores(self, number: int) -> None:
+        """A worker died, and with it the flows that its scores came from."""
+        for (ip, vlan), by_worker in list(self._scores.items()):
+            if by_worker.pop(number, 0):
+                self._tell_others(ip, vlan, by_worker, number)
+
+    def _tell_others(self, ip: str, vlan: int, by_worker: dict[int, int], source: int) -> None:
+        total = sum(by_worker.values())
+        for child in self._children:
+            if child.number != source and child.link is not None:
+                child.link.send({"hosts": [(ip, vlan, total - by_worker.get(child.number, 0))]})
