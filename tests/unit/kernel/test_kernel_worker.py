@@ -12,7 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nedge.gateway import worker as module
-from nedge.gateway.worker import Mode, Worker, stop_signals
+from nedge.gateway.signals import STOP_SIGNALS, stop_signals
+from nedge.gateway.worker import Mode, Worker
 
 
 class FakeQueue:
@@ -104,9 +105,9 @@ def test_an_engine_that_raises_is_counted_and_logged_not_too_often() -> None:
 
 @pytest.fixture
 def _quiet() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in module.STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     yield
-    assert [signal.getsignal(number) for number in module.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

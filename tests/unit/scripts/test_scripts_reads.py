@@ -642,6 +642,15 @@ def test_match_packet_does_not_change_later() -> None:
     ]
 
 
+# CORE BUG: only Inspector._ready and _request note the match; a flow that nDPI names after protocolDetected had
+# to be given up keeps 0 and None, as if it had been guessed.
+def test_match_packet_of_a_late_detection() -> None:
+    session = tls("1.3", "late.example.com")
+    hello = session.packets[3].data[40:]
+    value = at_end(session.packets, "flow.getnDPIMatchPacket()", "[limits]\ndetection_packets = 2")
+    assert value == {"payload_len": len(hello), "payload": hello}
+
+
 @pytest.mark.parametrize(
     "packets",
     [

@@ -398,6 +398,19 @@ def test_each_status_records_its_score_and_script() -> None:
     }
 
 
+# CORE BUG: records and reasons take names from the table of built-in types (status_names), so a status that a
+# script defines is called status_user_01 there.
+def test_a_user_status_is_recorded_under_its_own_name() -> None:
+    source = """
+    from nedge.scripts import define_status
+    MINE = define_status(59, "status_mine", "Mine")
+    def protocolDetected(flow, now, conf): flow.triggerStatus(MINE, "x", 10)
+    """
+    judged = judge(ping(), QUIET, {"script": source})
+    assert [record["alert"]["signature"] for record in judged.alerts] == ["Mine"]
+    assert judged.statuses == ["status_mine"]
+
+
 @pytest.mark.parametrize(
     ("calls", "predominant"),
     [

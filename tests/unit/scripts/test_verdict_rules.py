@@ -13,6 +13,7 @@ from nedge.core.status import status_types
 from nedge.core.verdict import Action, Evidence, Failure, Operator, Policy, Rule, decide
 
 DPI = Failure.DPI_ERROR
+HOST = Rule.HOST_SCORE
 PASS, DROP, REJECT = Action.PASS, Action.DROP, Action.REJECT
 BLACKLISTED = status_types.status_blacklisted.bit
 MINING = status_types.status_web_mining_detected.bit
@@ -65,7 +66,7 @@ FAILED = (Failure.UNCLASSIFIED,)
         # Status before flow score before host score
         ({"status_map": BLACKLISTED, "score": 100}, {}, DROP, Rule.STATUS),
         ({"score": 100, "client_score": 300}, {"host_drop_score": 300}, DROP, Rule.FLOW_SCORE),
-        ({"client_score": 300, "failures": FAILED}, {"host_drop_score": 1, "failures": FAILED}, DROP, Rule.HOST_SCORE),
+        ({"client_score": 3, "failures": FAILED}, {"host_drop_score": 3, "failures": FAILED}, DROP, HOST),
         # Failures with a policy
         ({"failures": FAILED}, {}, PASS, Rule.CLEAN),
         ({"failures": FAILED}, {"failures": FAILED}, DROP, Rule.FAILURE),

@@ -1,0 +1,150 @@
+"""A blocked name is found however its client sends it, with the real nDPI. TCP servers put all of these together.
+
+For each way, the same with another name passes: what blocks is the name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from kit import (
+    ACK,
+    PSH,
+    SYN,
+    Packet,
+    Tcp,
+    client_hello,
+    dns_query,
+    http_request,
+    http_response,
+    judge,
+    require_library,
+)
+
+TOML = '[scripts.blocked_hostname]\ndomains = ["bad.example"]\n'
+
+
+def connection(dport: int = 80) -> Tcp:
+    return Tcp(dport=dport).handshake()
+
+
+def tcp_query(name: str) -> bytes:
+    message = dns_query(name)
+    return len(message).to_bytes(2) + message
+
+
+def split(data: bytes, at: int, dport: int = 80) -> Tcp:
+    return connection(dport).client(data[:at]).client(data[at:])
+
+
+def swapped(talk: Tcp, count: int = 2) -> Tcp:
+    """The last segments come in reverse order."""
+    times = [packet.time for packet in talk.packets[-count:]]
+    last = talk.packets[: -count - 1 : -1]
+    talk.packets[-count:] = [packet._replace(time=time) for packet, time in zip(last, times, strict=True)]
+    return talk
+
+
+def second(first: bytes, name: str, between: Callable[[Tcp], object] = lambda talk: None) -> Tcp:
+    """A harmless request, its answer, perhaps something else, and the request."""
+    talk = connection().client(first).server(http_response())
+    between(talk)
+    return talk.client(http_request(name))
+
+
+def stray(flags: int, ahead: int) -> Callable[[Tcp], object]:
+    """A segment without payload; the server ignores what is outside its window (RFC 9293, 3.10.7.4)."""
+
+    def send(talk: Tcp) -> None:
+        at = talk._seq["c"]
+        talk._seq["c"] = (at + ahead) & 0xFFFFFFFF
+        talk.segment("c", flags)
+        talk._seq["c"] = at
+
+    return send
+
+
+GOOD = http_request("good.example")
+
+
+def good(headers: str) -> bytes:
+    return GOOD[:-2] + headers.encode() + b"\r\n\r\n"
+
+
+WAYS: dict[str, Callable[[str], Tcp]] = {
+    "plain": lambda name: connection().client(http_request(name)),
+    "byte by byte": lambda name: connection().client(http_request(name), size=1),  # BUG
+    "five bytes each": lambda name: connection().client(http_request(name), size=5),
+    # BUG: no watch is set up unless the first segment has the whole method
+    **{f"split at {at}": lambda name, at=at: split(http_request(name), at) for at in (1, 2, 3, 4, 5, 15, 20, 25)},
+    **{
+        f"split at {at}, swapped": lambda name, at=at: swapped(split(http_request(name), at))
+        for at in (1, 3, 4, 15, 20, 25)
+    },  # BUG: for 1 to 4
+    "empty line first": lambda name: connection().client(b"\r\n" + http_request(name)),  # BUG: RFC 9112, 2.2
+    "empty line in a segment of its own": lambda name: connection().client(b"\r\n").client(http_request(name)),  # BUG
+    "bare LF": lambda name: connection().client(http_request(name).replace(b"\r\n", b"\n")),
+    "a method nobody knows": lambda name: connection().client(http_request(name, method="FROB")),  # BUG
+    "absolute form": lambda name: connection().client(http_request("good.example", f"http://{name}/")),  # BUG: 5.0
+    "port 8080": lambda name: connection(8080).client(http_request(name)),
+    "port 8080, second": lambda name: connection(8080).client(GOOD).client(http_request(name)),
+    "port 3128, absolute form, second": lambda name: connection(3128)
+    .client(http_request("good.example", "http://good.example/"))
+    .client(http_request("good.example", f"http://{name}/")),
+    "second": lambda name: second(GOOD, name),
+    "pipelined": lambda name: connection().client(GOOD + http_request(name)),
+    # BUG: a segment without payload moves the watch's cursor
+    "second, behind a stray ACK": lambda name: second(GOOD, name, stray(ACK, 5000)),
+    "second, behind a keep-alive": lambda name: second(GOOD, name, stray(ACK, -1)),
+    # BUG: a SYN moves the stream
+    "second, behind a SYN again": lambda name: second(GOOD, name, stray(SYN, -len(GOOD) - 1)),
+    "second, behind a stray SYN": lambda name: second(GOOD, name, stray(SYN, 7000)),
+    # BUG: what follows an Upgrade that the server ignores is looked at only if it starts a segment
+    "pipelined behind an Upgrade": lambda name: connection().client(good("Upgrade: x") + http_request(name)),
+    "second, behind an Upgrade": lambda name: second(good("Upgrade: x"), name),
+    # BUG: int() refuses more than 4,300 digits
+    "second, behind many zeros": lambda name: second(good("Content-Length: " + "0" * 5000), name),
+    "DNS over TCP": lambda name: connection(53).client(tcp_query(name)),
+    **{f"DNS split at {at}": lambda name, at=at: split(tcp_query(name), at, 53) for at in (1, 2, 3, 14, 20)},
+    **{
+        f"DNS split at {at}, swapped": lambda name, at=at: swapped(split(tcp_query(name), at, 53))
+        for at in (1, 2, 3, 14, 20)
+    },  # BUG
+    "DNS, second": lambda name: connection(53).client(tcp_query("good.example")).client(tcp_query(name)),
+    **{f"TLS split at {at}": lambda name, at=at: split(client_hello(name), at, 443) for at in (1, 4, 5, 6, 43, 100)},
+    "TLS reversed": lambda name: swapped(connection(443).client(client_hello(name)[:160], 40).client(client_hello(name)[160:]), 2),
+}  # fmt: skip
+
+
+def in_order_of_time(packets: list[Packet]) -> bool:
+    return all(first.time <= after.time for first, after in pairwise(packets))
+
+
+@pytest.mark.parametrize("library", ["system", "nfstream"])
+@pytest.mark.parametrize("way", WAYS)
+def test_blocked_name_is_found(way: str, library: str) -> None:
+    require_library(library)
+    for name, verdict in (("bad.example", "drop"), ("fine.example", "pass")):
+        talk = WAYS[way](name)
+        assert in_order_of_time(talk.packets)
+        judged = judge(talk.packets, TOML, ["blocked_hostname"], library)
+        assert (name, [judged.actions[-1].label, judged.verdict]) == (name, [verdict, verdict])
+
+
+@pytest.mark.parametrize("flags", [PSH | ACK])
+def test_the_ways_carry_the_name(flags: int) -> None:
+    """What the client sends, put together, has the name."""
+    for way, build in WAYS.items():
+        if "reversed" in way:
+            continue
+        talk = build("bad.example")
+        sent: dict[int, int] = {}
+        for packet in talk.packets:
+            if packet.data[20:22] == (40000).to_bytes(2):
+                payload = packet.data[20 + (packet.data[32] >> 4) * 4 :]
+                seq = int.from_bytes(packet.data[24:28])
+                sent |= {seq + at: byte for at, byte in enumerate(payload)}
+        assert re.search(rb"bad(\.|\x07)example", bytes(sent[seq] for seq in sorted(sent))), way
