@@ -106,6 +106,8 @@ class VerdictSection(_Section):
 class Failures(_Section):
     """What happens to packets when something fails. Each has a counter."""
 
+    midstream: PassOrDrop = "pass"
+    """TCP flows whose start was not seen: there before us, or left by a worker that was replaced."""
     unclassified: PassOrDrop = "pass"
     """Flows that nDPI could not name within the limits."""
     malformed: PassOrDrop = "pass"

@@ -18,10 +18,12 @@ from nedge.core.inspection import Inspector
 from nedge.core.offload import account, share_of
 from nedge.core.packet import (
     ACK,
+    FIN,
     FRAGMENT,
     ICMP,
     ICMPV6,
     MAX_IP_LENGTH,
+    RST,
     SYN,
     TCP,
     UDP,
@@ -70,6 +72,7 @@ class Counters:
     table_full: int = 0
     dpi_errors: int = 0
     script_errors: int = 0
+    midstream: int = 0
     unclassified: int = 0
     alerts: int = 0
     quarantines: int = 0
@@ -150,6 +153,8 @@ class Engine:
 
         from_client = packet.key == flow.key
         flow.count(packet, from_client, now)
+        if packet.flags & (FIN | RST) and flow.timer > now + self.limits.closed_seconds:
+            self.table.wake_at(flow, now + self.limits.closed_seconds)
         if flow.looking:
             if mac:
                 self._learn_mac(flow, from_client, mac)
@@ -208,12 +213,15 @@ class Engine:
         flow = Flow(self._next_id, key, client, server, packet, now, self.inspector.classifier.open())
         self._next_id += 1
         flow.blacklisted = client.blacklisted or server.blacklisted
+        if packet.proto == TCP and not packet.flags & SYN:
+            flow.failures = (Failure.MIDSTREAM,)
+            self.counters.midstream += 1
         if packet.proto in (ICMP, ICMPV6):
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
         self.table.add(flow)
         self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))
         self.counters.flows += 1
-        if self.policy.host_drop_score or client.operator or server.operator:
+        if self.policy.host_drop_score or client.operator or server.operator or flow.failures:
             self.judge(flow, now)
         return flow
 

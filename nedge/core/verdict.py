@@ -36,7 +36,7 @@ class Rule(StrEnum):
     OPERATOR_UNBLOCK = "operator_unblock"
     ALLOW_LIST = "allow_list"
     FAILURE = "failure"
-    """A failure whose named policy is not to pass: `unclassified`, `script_error`, `dpi_error`."""
+    """A failure (see `Failure`) whose named policy is not to pass."""
     STATUS = "status"
     FLOW_SCORE = "flow_score"
     HOST_SCORE = "host_score"
@@ -55,6 +55,7 @@ class Operator(IntEnum):
 class Failure(StrEnum):
     """Failures that have a named policy and concern one flow."""
 
+    MIDSTREAM = "midstream"
     UNCLASSIFIED = "unclassified"
     SCRIPT_ERROR = "script_error"
     DPI_ERROR = "dpi_error"

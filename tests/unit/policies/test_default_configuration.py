@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from kit import (
 )
 
 from nedge.config import SHIPPED_POLICIES
+from nedge.scripts import Flow
 
 POLICIES = sorted(path.stem for path in SHIPPED_POLICIES.glob("*.py"))
 EXPIRED = certificate(("old.example.org",), T0 - 100_000, T0 - 50_000)
@@ -126,6 +128,29 @@ def test_each_policy_is_a_tutorial(policy: str) -> None:
     settings = set(script.conf) - {"score", "client_score", "server_score"}
     assert {name for name in settings if f"`{name}`" not in script.description} == set()
     assert len((SHIPPED_POLICIES / f"{policy}.py").read_text().splitlines()) <= 90
+
+
+README = (SHIPPED_POLICIES / "README.md").read_text()
+
+
+def test_the_example_of_the_readme_does_what_it_says(library: str) -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for server, verdict in ((SERVER, "drop"), ("192.168.1.22", "pass")):
+        packets = Tcp(CLIENT, server, dport=22).handshake().turns(ssh_turns()).packets
+        assert judge(packets, scripts={"ssh": source}, library=library).verdict == verdict
+    assert judge(tls().packets, scripts={"ssh": source}, library=library).verdict == "pass"
+
+
+def test_the_readme_lists_every_policy_with_its_score() -> None:
+    with bench() as made:
+        scores = {script.key: script.conf["score"] for script in made.assembly.runner.scripts}
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+)[^|]*\|$", README, re.MULTILINE)
+    assert {key: int(score) for key, score in rows} == scores
+
+
+@pytest.mark.parametrize("name", [name for name in dir(Flow) if not name.startswith("_")])
+def test_the_readme_lists_every_function(name: str) -> None:
+    assert re.search(rf"\b{name}\b", README)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

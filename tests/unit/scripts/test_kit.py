@@ -1,7 +1,8 @@
-"""The test kit itself: its packets are what others take them for, and its captures replay to the same verdicts."""
+"""The test kit itself: packets as others understand them, captures that replay to the same verdicts."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_sequence_numbers_follow_the_data() -> None:
     segments = [IP(packet.data) for packet in session.packets]
     for side in (40000, 443):
         mine = [segment["TCP"] for segment in segments if segment["TCP"].sport == side]
-        for before, after in zip(mine, mine[1:], strict=False):
+        for before, after in itertools.pairwise(mine):
             size = len(before.payload) + ("S" in before.flags) + ("F" in before.flags)
             assert after.seq == before.seq + size
 
