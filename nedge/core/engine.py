@@ -38,6 +38,7 @@ from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Evidence, Failure, Operator, Policy, decide
 from nedge.core.watch import DnsWatch, parse_dns_query
 
+_NEVER = float("inf")
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
 _BLOCKED = status_types.status_blocked
@@ -111,6 +112,7 @@ class Engine:
         self._readings = 0
         self._next_id = 1
         self._quarantined: list[Host] = []
+        self._quarantine_ends = _NEVER
 
     def figures(self) -> dict[str, int]:
         """All counters and gauges, flat."""
@@ -130,7 +132,7 @@ class Engine:
         """
         if now < self.now:
             now = self.now
-        elif self.table.next_wake <= now:
+        elif self.table.next_wake <= now or self._quarantine_ends <= now:
             self.advance(now)
         self.now = now
         counters = self.counters
@@ -210,17 +212,22 @@ class Engine:
         size = (len(key) - 7) >> 1
         client = self.hosts.acquire(key[3 : 3 + size], key[0] << 8 | key[1])
         server = self.hosts.acquire(key[3 + size : 3 + 2 * size], client.vlan)
-        flow = Flow(self._next_id, key, client, server, packet, now, self.inspector.classifier.open())
+        flow = Flow(self._next_id, key, client, server, packet, now)
         self._next_id += 1
         flow.blacklisted = client.blacklisted or server.blacklisted
         if packet.proto == TCP and not packet.flags & SYN:
-            flow.failures = (Failure.MIDSTREAM,)
             self.counters.midstream += 1
+            if Failure.MIDSTREAM in self.policy.failures:
+                flow.failures = (Failure.MIDSTREAM,)
         if packet.proto in (ICMP, ICMPV6):
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
         self.table.add(flow)
         self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))
         self.counters.flows += 1
+        try:
+            flow.dpi = self.inspector.classifier.open()
+        except Exception:
+            self._inspection_failed(flow)
         if self.policy.host_drop_score or client.operator or server.operator or flow.failures:
             self.judge(flow, now)
         return flow
@@ -283,7 +290,8 @@ class Engine:
             flow.alerted_status = candidate.status.status_key
             flow.alerted_score = candidate.score
             self.counters.alerts += 1
-            self._sink(AlertRaised(flow, now, candidate))
+            action = decide(self.evidence(flow, now), self.policy).action
+            self._sink(AlertRaised(flow, now, candidate, action))
 
     def judge(self, flow: Flow, now: float) -> None:
         """Recompute the flow's verdict from all that is known now."""
@@ -339,6 +347,7 @@ class Engine:
                 continue
             host.quarantined_until = now + self.limits.quarantine_seconds
             self._quarantined.append(host)
+            self._set_quarantine_end()
             self.counters.quarantines += 1
             self._sink(HostQuarantined(host, now, host.quarantined_until))
             self.rejudge(host, now)
@@ -408,12 +417,16 @@ class Engine:
             self.now = max(self.now, at)
             self._wake(flow, at)
         self.now = max(self.now, now)
-        if self._quarantined and any(host.quarantined_until <= self.now for host in self._quarantined):
+        if self._quarantine_ends <= self.now:
             over = [host for host in self._quarantined if host.quarantined_until <= self.now]
-            self._quarantined = [host for host in self._quarantined if host not in over]
+            self._quarantined = [host for host in self._quarantined if host.quarantined_until > self.now]
+            self._set_quarantine_end()
             for host in over:
                 self.rejudge(host, self.now)
                 self.hosts.forget_if_idle(host, self.now)
+
+    def _set_quarantine_end(self) -> None:
+        self._quarantine_ends = min((host.quarantined_until for host in self._quarantined), default=_NEVER)
 
     def _wake(self, flow: Flow, now: float) -> None:
         ends = flow.last_seen + self._patience(flow)

@@ -8,13 +8,15 @@ from typing import NamedTuple
 from nedge.core.flow import EndReason, Flow
 from nedge.core.hooks import AlertCandidate
 from nedge.core.hosts import Host
-from nedge.core.verdict import Verdict
+from nedge.core.verdict import Action, Verdict
 
 
 class AlertRaised(NamedTuple):
     flow: Flow
     time: float
     alert: AlertCandidate
+    action: Action
+    """What the flow's verdict is with it."""
 
 
 class VerdictChanged(NamedTuple):

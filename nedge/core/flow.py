@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 from nedge.core.facts import UNKNOWN, Classification, DpiFlow, Facts
 from nedge.core.hosts import Host
 from nedge.core.packet import ACK, FIN, HEAD_LENGTH, PSH, RST, SYN, TCP, Packet
-from nedge.core.status import MAX_CALL_SCORE, MAX_TOTAL_SCORE, StatusType, status_types
+from nedge.core.status import (
+    MAX_CALL_SCORE,
+    MAX_TOTAL_SCORE,
+    StatusType,
+    status_keys,
+    status_names,
+    status_types,
+)
 from nedge.core.stream import Stream
 from nedge.core.verdict import UNDETECTED, Failure, Operator, Verdict
 from nedge.core.watch import Watch
@@ -61,6 +68,7 @@ class StatusRecord(NamedTuple):
     score: int
     script: str
     info: Any
+    name: str = ""
 
 
 class Flow:
@@ -78,6 +86,7 @@ class Flow:
         "client_mac",
         "client_port",
         "client_score",
+        "client_spoke",
         "closing",
         "decided_at_packet",
         "detected",
@@ -120,6 +129,7 @@ class Flow:
         "tcp_flags",
         "tick",
         "timer",
+        "tls_chosen",
         "tunnelled",
         "verdict",
         "vlan",
@@ -135,7 +145,7 @@ class Flow:
         server: Host,
         first: Packet,
         now: float,
-        dpi: DpiFlow | None,
+        dpi: DpiFlow | None = None,
     ) -> None:
         """`key`: of the client-to-server direction. `first`: the packet that opens the flow."""
         self.id = flow_id
@@ -183,6 +193,10 @@ class Flow:
         self.hostname = ""
         self.requests = 0
         """Different requests that the watch has seen."""
+        self.client_spoke = False
+        """The client's first payload, in order, was looked at."""
+        self.tls_chosen = 0
+        """Version in the ServerHello."""
         self.renamed = False
         """A later request asked for another name than the first."""
         self.facts: Facts = NO_FACTS
@@ -248,16 +262,17 @@ class Flow:
             self.bytes_rcvd += packet.ip_length
             self.goodput_rcvd += packet.payload_length
         flags = packet.flags
-        if flags and (flags & (SYN | FIN | RST) or self.handshake == Handshake.SYN_ACK):
-            self._follow_tcp(flags, from_client)
-
-    def _follow_tcp(self, flags: int, from_client: bool) -> None:
         self.tcp_flags |= flags
+        if flags and (flags & (SYN | FIN | RST) or self.handshake == Handshake.SYN_ACK):
+            self._follow_tcp(flags, from_client, packet.payload_length)
+
+    def _follow_tcp(self, flags: int, from_client: bool, payload: int) -> None:
         if flags & (FIN | RST):
             self.closing = True
         kind = flags & (SYN | ACK | FIN | RST)
         if kind == SYN and from_client:
-            if self.handshake == Handshake.NONE and not self.goodput_sent and not self.goodput_rcvd:
+            # Payload before it: picked up mid-stream. (A SYN may bring some itself: RFC 7413.)
+            if self.handshake == Handshake.NONE and self.goodput == payload:
                 self.handshake = Handshake.SYN
         elif kind == SYN | ACK and not from_client:
             if self.handshake == Handshake.SYN:
@@ -283,7 +298,7 @@ class Flow:
         self.status_map |= status.bit
         if self.statuses is None:
             self.statuses = {}
-        self.statuses[status.status_key] = StatusRecord(flow_score, script, info)
+        self.statuses[status.status_key] = StatusRecord(flow_score, script, info, status.name)
         self.score = min(self.score + flow_score, MAX_TOTAL_SCORE)
         before = self.client_score
         self.client_score = min(before + clamp_score(client_score), MAX_TOTAL_SCORE)
@@ -301,6 +316,15 @@ class Flow:
         """The flow ends: its hosts' live scores lose its share."""
         self.client.score_as_client -= self.client_score
         self.server.score_as_server -= self.server_score
+
+    @property
+    def status_names(self) -> list[str]:
+        """Names of the statuses set, in key order; of a user's status its own."""
+        records = self.statuses or {}
+        return [
+            (records[key].name if key in records else "") or status_names(1 << key)[0]
+            for key in status_keys(self.status_map)
+        ]
 
     @property
     def predominant_status(self) -> int:

@@ -84,7 +84,7 @@ class Directory:
     ) -> None:
         networks = [ip_network(net, strict=False) if isinstance(net, str) else net for net in local_networks]
         self._local = NetworkSet(networks)
-        self._own = frozenset(own_addresses)
+        self._own = frozenset(str(ip_address(address)) for address in own_addresses)
         self._malware = malware or NetworkSet()
         self._allowed = allowed or NetworkSet()
         self._country = country

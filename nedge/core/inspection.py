@@ -6,8 +6,8 @@ calls `on_news` each time there is news: hooks see the flow as it is at that req
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from contextlib import suppress
 
 from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
@@ -16,7 +16,7 @@ from nedge.core.lists import DomainSet
 from nedge.core.packet import TCP, UDP, Packet
 from nedge.core.stream import Stream
 from nedge.core.verdict import Failure
-from nedge.core.watch import DnsWatch, HttpWatch, Request
+from nedge.core.watch import REQUEST_START, DnsWatch, HttpWatch, Request
 
 MAX_INSPECTED = {TCP: 32, UDP: 24}
 """Packets after which inspection ends with a guess: more change nothing (other protocols as UDP)."""
@@ -25,10 +25,9 @@ CATEGORY_MINING, CATEGORY_MALWARE, CATEGORY_ADVERTISEMENT = 99, 100, 101
 """nDPI's custom categories, which name lists set."""
 
 _DNS_PORT = b"\x00\x35"
-_HTTP_START = re.compile(rb"[A-Z][A-Z-]{2,19} ")
 _NAMED = frozenset(("TLS", "QUIC", "HTTP", "DTLS", "DNS"))
 """Protocols whose clients name their server: hooks wait for that name."""
-_SPEAKING = _NAMED | {"SSH"}
+_SPEAKING = _NAMED | {"SSH", "IMAPS", "POPS", "SMTPS", "FTPS", "LDAPS", "DoH_DoT"}
 """Protocols that leave facts behind, beside their name."""
 
 
@@ -80,8 +79,13 @@ class Inspector:
         new = not flow.detected
         stream = flow.stream
         for segment in (packet,) if stream is None else stream.order(packet, from_client):
-            if flow.watch is None and from_client and not flow.detected and flow.proto == TCP:
-                self._expect_requests(flow, segment)
+            if segment.payload_length and flow.proto == TCP:
+                if from_client:
+                    if not flow.client_spoke:
+                        flow.client_spoke = True
+                        self._expect_requests(flow, segment)
+                elif not flow.tls_chosen:
+                    flow.tls_chosen = _server_hello_version(segment)
             if flow.dpi is not None:
                 data = segment.data
                 if len(data) < segment.ip_length:  # cut short: nDPI wants lengths that hold
@@ -95,8 +99,9 @@ class Inspector:
             if flow.watch is not None and (from_client or flow.proto == UDP):
                 for request in flow.watch.feed(segment):
                     self._request(flow, segment, request, time_ms)
-            if not flow.detected and self._ready(flow):
+            if not flow.match_length and not flow.requests and flow.word & DETECTED:
                 self._match(flow, segment)
+            if not flow.detected and self._ready(flow):
                 self.on_news(flow, Hook.PROTOCOL_DETECTED)
             if flow.dpi is not None and flow.detected:
                 over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
@@ -153,11 +158,11 @@ class Inspector:
 
     def abandon(self, flow: Flow) -> None:
         """Inspection of this flow failed: end it without asking anything more."""
-        if flow.dpi is not None:
-            flow.dpi.close()
-            flow.dpi = None
-        flow.watch = None
+        dpi, flow.dpi, flow.watch = flow.dpi, None, None
         self._settle(flow)
+        if dpi is not None:
+            with suppress(Exception):
+                dpi.close()
 
     # What is known
 
@@ -194,10 +199,11 @@ class Inspector:
         facts = self.facts(flow)
         return bool(facts.ja3 or facts.ja4 or facts.tls_version)
 
-    def _match(self, flow: Flow, packet: Packet) -> None:
-        if flow.word & DETECTED:
-            flow.match_length = packet.payload_length
-            flow.match_payload = packet.payload_bytes() if packet.payload_length else b""
+    @staticmethod
+    def _match(flow: Flow, packet: Packet) -> None:
+        """This is the packet on which detection completed."""
+        flow.match_length = packet.payload_length
+        flow.match_payload = packet.payload_bytes() if packet.payload_length else b""
 
     def _settle(self, flow: Flow) -> None:
         """Let go of what is no longer needed."""
@@ -227,6 +233,8 @@ class Inspector:
             flow.facts.dns_reply_code = watch.reply_code
             return watch.reply_code != 0
         facts = flow.dpi.facts()
+        if facts.tls_version and 0 < flow.tls_chosen < 0x0303:
+            facts.tls_version = flow.tls_chosen  # nDPI keeps the client's, but for TLS 1.3
         if flow.requests:  # the watch's view of the request is whole, nDPI's is cut
             asked = flow.facts
             facts.hostname = asked.hostname
@@ -240,20 +248,18 @@ class Inspector:
 
     def _expect_requests(self, flow: Flow, packet: Packet) -> None:
         """Watch from a client's first bytes on: a request may be split before nDPI can name the protocol."""
-        if packet.payload_length == 0 or flow.goodput_sent != packet.payload_length:
-            return
         if flow.key[-2:] == _DNS_PORT:
             flow.watch = DnsWatch()
-        elif self.watch_http and _HTTP_START.match(packet.payload_bytes()):
+        elif self.watch_http and REQUEST_START.match(packet.payload_bytes()):
             flow.watch = HttpWatch()
 
     def _follow_watch(self, flow: Flow) -> None:
         """The protocol is known now: watch what needs watching, and nothing else."""
-        names = (flow.classification.app, flow.classification.master)
-        if "DNS" in names:
+        app, master = flow.classification.app, flow.classification.master
+        if "DNS" in (app, master):
             if not isinstance(flow.watch, DnsWatch):
                 flow.watch = DnsWatch()
-        elif "HTTP" in names and self.watch_http and flow.proto == TCP:
+        elif (app.startswith("HTTP") or master.startswith("HTTP")) and self.watch_http and flow.proto == TCP:
             if not isinstance(flow.watch, HttpWatch):
                 flow.watch = HttpWatch()
         elif not flow.requests:
@@ -288,12 +294,10 @@ class Inspector:
             self._inspect_anew(flow, packet, request, time_ms)
         else:
             self._set_classification(flow, self.classifier.describe(flow.word))
-        if flow.word & DETECTED:
-            if not flow.detected:
-                self._match(flow, packet)
-                self.on_news(flow, Hook.PROTOCOL_DETECTED)
-            else:
-                self.on_news(flow, Hook.PROTOCOL_UPDATED)
+        if flow.word & DETECTED and not flow.match_length:
+            self._match(flow, packet)
+        # Whom the client asks for is known, even where nDPI finds no name for how it asks.
+        self.on_news(flow, Hook.PROTOCOL_UPDATED if flow.detected else Hook.PROTOCOL_DETECTED)
 
     def _inspect_anew(self, flow: Flow, packet: Packet, request: Request, time_ms: int) -> None:
         """nDPI looks at one request per state: give it a fresh one, and the request as one packet."""
@@ -310,6 +314,12 @@ class Inspector:
             flow.stream = Stream()
         flow.word = word
         self._set_classification(flow, self.classifier.describe(word))
+
+
+def _server_hello_version(packet: Packet) -> int:
+    """`legacy_version` of a TLS ServerHello (RFC 8446, 4.1.3); 0 if it is none."""
+    hello = packet.payload_bytes()[:11]
+    return hello[9] << 8 | hello[10] if len(hello) == 11 and hello[0] == 22 and hello[5] == 2 else 0
 
 
 def _as_one_packet(packet: Packet, payload: bytes) -> bytes:

@@ -56,7 +56,7 @@ def _after_ethertype(frame: bytes, ethertype: int, offset: int, mac: bytes) -> L
 
 
 def _ethernet(frame: bytes) -> Located | None:
-    if len(frame) < 14:
+    if len(frame) < 15:
         return None
     ethertype = frame[12] << 8 | frame[13]
     if ethertype == _IPV4:  # nearly always

@@ -149,7 +149,7 @@ def decode(
     if proto in (IPIP, IPV6):
         if depth == MAX_TUNNELS:
             return Malformed.TUNNELS
-        return decode(data[l4:], vlan, length - l4, depth + 1)
+        return decode(data[l4:], vlan, length - l4 if whole else MAX_IP_LENGTH, depth + 1)
 
     packet = Packet()
     packet.data = data
@@ -179,6 +179,9 @@ def decode(
             return Malformed.L4_LENGTH
         packet.payload = l4 + 8
         packet.payload_length = length - l4 - 8
+        if udp_length and udp_length < length - l4:  # what is behind the datagram is none of it
+            packet.payload_length = udp_length - 8
+            packet.data = data[: l4 + udp_length]
         packet.key = head + addresses + data[l4 : l4 + 4]
         return packet
     if proto == SCTP:

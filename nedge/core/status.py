@@ -206,10 +206,14 @@ STATUS_TYPES: dict[str, StatusType] = {
 STATUS_BY_KEY: dict[int, StatusType] = {status.status_key: status for status in STATUS_TYPES.values()}
 
 
+def status_keys(status_map: int) -> list[int]:
+    """Keys of the bits set in a bitmap, in order."""
+    return [key for key in range(LAST_KEY + 1) if status_map >> key & 1]
+
+
 def status_names(status_map: int) -> list[str]:
-    """Names of the bits set in a bitmap, in key order; a bit without a type is `status_<key>`."""
+    """Built-in names of the bits set in a bitmap, in key order; a bit without one is `status_<key>`."""
     return [
         STATUS_BY_KEY[key].name if key in STATUS_BY_KEY else f"status_{key}"
-        for key in range(LAST_KEY + 1)
-        if status_map >> key & 1
+        for key in status_keys(status_map)
     ]

@@ -32,10 +32,10 @@ class Stream:
         """
         length = packet.payload_length
         expected = self._next[from_client]
-        if expected < 0 or packet.flags & SYN:
+        if expected < 0:
             self._next[from_client] = (packet.seq + length + (1 if packet.flags & SYN else 0)) & _MASK
             return (packet,)
-        if not length:
+        if not length or packet.flags & SYN:
             return (packet,)
         ahead = (packet.seq - expected) & _MASK
         if 0 < ahead < _HALF:
@@ -76,8 +76,9 @@ class Stream:
         held = self._sorted(from_client)
         ready = tuple(held)
         held.clear()
-        if ready:
-            self._next[from_client] = (ready[-1].seq + ready[-1].payload_length) & _MASK
+        base = self._next[from_client]
+        ends = [(packet.seq + packet.payload_length - base) & _MASK for packet in ready]
+        self._next[from_client] = (base + max(ends, default=0)) & _MASK
         return ready
 
     def _sorted(self, from_client: bool) -> list[Packet]:

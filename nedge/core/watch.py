@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Protocol
 
-from nedge.core.packet import TCP, Packet
+from nedge.core.packet import SYN, TCP, Packet
 
 MAX_HEAD = 64 * 1024
 """An HTTP request head, or a DNS message, that is longer is not waited for."""
@@ -47,29 +47,36 @@ class _Cursor:
 
     def take(self, packet: Packet) -> tuple[bytes, int, int]:
         """New bytes, how many are missing before them, and how many behind them (not captured)."""
-        payload = packet.payload_bytes()
         length = packet.payload_length
+        if not length:  # proves nothing of where the stream is
+            return b"", 0, 0
+        payload = packet.payload_bytes()
+        start = (packet.seq + 1) & _MASK if packet.flags & SYN else packet.seq
         missing = 0
         if self._next >= 0:
-            ahead = (packet.seq - self._next) & _MASK
+            ahead = (start - self._next) & _MASK
             if ahead >= _HALF:  # bytes already seen
-                seen = (self._next - packet.seq) & _MASK
+                seen = (self._next - start) & _MASK
                 if seen >= length:
                     return b"", 0, 0
                 payload = payload[seen:]
                 length -= seen
             else:
                 missing = ahead
-        self._next = (packet.seq + packet.payload_length) & _MASK
+        self._next = (start + packet.payload_length) & _MASK
         return payload, missing, max(0, length - len(payload))
 
 
 # HTTP
 
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
+REQUEST_START = re.compile(rb"[\r\n]*(?:[A-Z][A-Z-]{0,19}(?: |\Z)|\Z)")
+"""How a request starts, as far as its first bytes are there."""
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|\r?\Z)")
+_CONTENT_LENGTH = re.compile(rb"0*([0-9]*)")
 _HEADER = re.compile(
-    rb"^(host|content-length|transfer-encoding|upgrade|user-agent)[ \t]*:[ \t]*([^\r\n]*)",
+    rb"^(host|content-length|transfer-encoding|user-agent)[ \t]*:[ \t]*([^\r\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -77,13 +84,14 @@ _HEADER = re.compile(
 class HttpWatch:
     """The requests of one plain HTTP/1 connection, pipelined ones and split ones too."""
 
-    __slots__ = ("_buffer", "_chunked", "_cursor", "_lost", "_skip")
+    __slots__ = ("_buffer", "_chunked", "_cursor", "_lost", "_skip", "_trailers")
 
     def __init__(self) -> None:
         self._cursor = _Cursor()
         self._buffer = b""
         self._skip = 0  # body bytes still to come
         self._chunked = False  # between chunks of a body
+        self._trailers = False  # behind its last chunk
         self._lost = False  # framing unknown: wait for a segment that starts a request
 
     def feed(self, packet: Packet) -> list[Request]:
@@ -105,7 +113,9 @@ class HttpWatch:
             self._lose()
 
     def _lose(self) -> None:
-        self._lost, self._chunked, self._skip, self._buffer = True, False, 0, b""
+        self._lost, self._buffer = True, b""
+        self._chunked = self._trailers = False
+        self._skip = 0
 
     def _parse(self, data: bytes) -> list[Request]:
         requests: list[Request] = []
@@ -120,15 +130,22 @@ class HttpWatch:
                 skipped = min(self._skip, len(data))
                 self._skip -= skipped
                 data = data[skipped:]
-            elif self._chunked:
+            elif self._chunked or self._trailers:
                 line, newline, rest = data.partition(b"\n")
                 if not newline:
                     break
-                data = self._next_chunk(line, rest)
+                data = rest
+                if self._chunked:
+                    self._next_chunk(line)
+                elif not line.strip():
+                    self._trailers = False
             else:
                 data = data.lstrip(b"\r\n")
                 end = _HEAD_END.search(data)
                 if not end:
+                    if data and not REQUEST_START.match(data):  # another protocol, after CONNECT or Upgrade
+                        self._lose()
+                        return requests
                     break
                 head, data = data[: end.end()], data[end.end() :]
                 requests.append(self._request(head))
@@ -141,18 +158,15 @@ class HttpWatch:
             self._buffer = data
         return requests
 
-    def _next_chunk(self, line: bytes, rest: bytes) -> bytes:
-        """A chunk-size line: skip the chunk. The last one is size 0; trailers end at an empty line."""
-        try:
-            size = int(line.split(b";")[0].strip(), 16)
-        except ValueError:
+    def _next_chunk(self, line: bytes) -> None:
+        """A chunk-size line: skip the chunk. Behind the last one, of size 0, come trailers."""
+        size = _CHUNK_SIZE.match(line)
+        if not size:
             self._lose()
-            return rest
-        if size:
-            self._skip = size + 2  # and its CRLF
+        elif count := int(size[1], 16):
+            self._skip = count + 2  # and its CRLF
         else:
-            self._chunked = False  # trailers, if any, look like a head without a request line
-        return rest
+            self._chunked, self._trailers = False, True
 
     def _request(self, head: bytes) -> Request:
         headers: dict[bytes, bytes] = {}
@@ -162,12 +176,10 @@ class HttpWatch:
         method, target = (line[1], line[2]) if line else (b"", b"")
         if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
             self._chunked = True
-        elif headers.get(b"content-length", b"").isdigit():
-            self._skip = int(headers[b"content-length"])
-        if method == b"CONNECT" or b"upgrade" in headers or head.startswith(b"PRI * HTTP/2"):
-            # What follows may be another protocol; a request that starts a segment is still found.
-            self._skip, self._chunked = 0, False
-            self._lost = True
+        elif size := _CONTENT_LENGTH.fullmatch(headers.get(b"content-length", b"")):
+            self._skip = int(size[1][:20] or b"0")
+        if head.startswith(b"PRI * HTTP/2"):
+            self._lose()
         host = headers.get(b"host", b"")
         path = target
         if method == b"CONNECT":
@@ -216,7 +228,7 @@ def parse_dns_query(message: bytes) -> tuple[str, int] | None:
     if at + 2 > len(message):
         return None
     name = b".".join(labels).decode("latin-1").lower()
-    printable = "".join(char if " " < char < "\x7f" else "?" for char in name)
+    printable = "".join(char if " " <= char < "\x7f" else "?" for char in name)
     return printable, message[at] << 8 | message[at + 1]
 
 

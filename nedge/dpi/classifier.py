@@ -14,6 +14,8 @@ from nedge.dpi.module import Module
 from nedge.dpi.names import Names
 from nedge.dpi.probe import locate
 
+_TLS_INSIDE = ("IMAPS", "POPS", "SMTPS", "FTPS")
+
 
 class NdpiClassifier:
     """One nDPI detection module, with its own memory. Never shared between threads. Close it when done."""
@@ -23,6 +25,9 @@ class NdpiClassifier:
         self._module = Module(library)
         try:
             self._names = Names(library, self._module.handle)
+            self._module.tls_id = self._names.protocol_id("TLS") or 0
+            ids = map(self._names.protocol_id, _TLS_INSIDE)
+            self._module.tls_like = frozenset(found for found in ids if found)
             locate(self._module)
         except BaseException:
             self._module.close()

@@ -24,10 +24,9 @@ def read_facts(text: bytes, hostname: str) -> tuple[Facts, bool]:
     """
     try:
         root = _parse(text)
-        if not isinstance(root, dict):
-            raise ValueError("not an object")
     except ValueError:
         return Facts(hostname=hostname), False
+    root = root if isinstance(root, dict) else {}
     inner = _block(root, "ndpi")
     facts = Facts(hostname=hostname)
     for name, read in _READERS.items():

@@ -43,6 +43,8 @@ class NdpiFlow:
         """Whether further packets can still add facts or refine the protocol."""
         if self._given_up:
             return False
+        if self._word >> 16 & 0xFFFF in self._module.tls_like:
+            return True  # 4.2 says no, and goes on to read the certificate
         extra_possible = self._module.extra_possible
         if extra_possible is None:
             return self._state != STATE_CLASSIFIED

@@ -32,6 +32,8 @@ class Module:
         self.library = library
         self._bind(library)
         self.risk_at = self.dates_at = 0  # set by probe.py
+        self.tls_id, self.tls_like = 0, frozenset[int]()
+        """Protocol ids: of TLS, and of what is TLS inside (mail ports, mostly)."""
         self.now_ms = 0
         self.clock = c_uint64(0)
         self._spare: list[Buffer] = []
@@ -103,7 +105,10 @@ class Module:
     def json(self, flow: c_void_p, word: int) -> bytes:
         """What nDPI writes about a flow; not always well-formed."""
         # dpi2json chooses the protocol's block by ids alone; the rest of the structure we do not read.
-        self._protocol.ids = word & 0xFFFFFFFF
+        ids = word & 0xFFFFFFFF
+        if ids & 0xFFFF in self.tls_like or ids >> 16 in self.tls_like:
+            ids = self.tls_id << 16  # TLS under another name has facts of TLS, which nDPI else leaves out
+        self._protocol.ids = ids
         self._protocol.category = word >> 32
         self._json_reset(self._serializer)
         if self._to_json(self.handle, flow, self._protocol, self._serializer) != 0:

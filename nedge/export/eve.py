@@ -16,7 +16,6 @@ from nedge.core.events import AlertRaised, Event, FlowEnded, HostQuarantined, Ve
 from nedge.core.facts import Classifier, Facts
 from nedge.core.flow import Flow
 from nedge.core.packet import GRE, ICMP, ICMPV6, IGMP, SCTP, TCP, UDP
-from nedge.core.status import status_names
 
 _PROTO_NAMES = {
     ICMP: "ICMP",
@@ -48,10 +47,10 @@ def event_record(event: Event, classifier: Classifier) -> dict[str, Any]:
     match event:
         case FlowEnded(flow, time, reason):
             return flow_record(flow, time, classifier, reason.label)
-        case AlertRaised(flow, time, alert):
+        case AlertRaised(flow, time, alert, action):
             return _head("alert", flow, time) | {
                 "alert": {
-                    "action": "allowed" if not flow.verdict.action else "blocked",
+                    "action": "blocked" if action else "allowed",
                     "signature_id": alert.status.status_key,
                     "signature": alert.status.title,
                     "category": alert.status.alert_type,
@@ -122,7 +121,7 @@ def _head(event_type: str, flow: Flow, time: float) -> dict[str, Any]:
 
 def _nedge(flow: Flow) -> dict[str, Any]:
     return {
-        "status": status_names(flow.status_map),
+        "status": flow.status_names,
         "status_map": flow.status_map,
         "statuses": {
             str(key): {"score": record.score, "script": record.script, "info": record.info}

@@ -30,7 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_FDS (1 << 20)
+#define MAX_FDS (1 << 20) /* more than the limit of open files usually allows */
 #define MAX_EVENTS 256
 #define DEADLINE 5.0 /* seconds until a connection counts as failed */
 #define MAX_SECONDS 600
@@ -138,7 +138,7 @@ static void answered(int fd)
 	slots[fd].state = ANSWERED;
 }
 
-static void handle(int fd, uint32_t events)
+static void handle(int fd)
 {
 	char data[8192];
 	if (slots[fd].state == CONNECTING) {
@@ -175,7 +175,6 @@ static void handle(int fd, uint32_t events)
 	} else if (recv(fd, data, sizeof data, MSG_DONTWAIT) == 0) { /* often closed by now */
 		finish(fd, 1);
 	}
-	(void)events;
 }
 
 static void sweep(void)
@@ -226,14 +225,13 @@ static void open_many(int argc, char **argv)
 		epoll_ctl(epoll_fd, EPOLL_CTL_ADD, timer, &event);
 	}
 	began = now();
-	double swept = began, lasted = 0;
+	double swept = began;
 	while (running || inflight) {
 		double time = now();
 		if (running && (count ? next - first >= count : time - began >= seconds)) {
 			running = 0;
-			lasted = time - began; /* the rate is of what was answered until here */
-			if (!count) {
-				report(lasted);
+			if (!count) { /* what is answered later is not counted */
+				report(time - began);
 				fclose(stdout);
 			}
 		}
@@ -243,7 +241,7 @@ static void open_many(int argc, char **argv)
 		for (int n = 0; n < got; n++) {
 			uint64_t due;
 			if (events[n].data.fd != timer)
-				handle(events[n].data.fd, events[n].events);
+				handle(events[n].data.fd);
 			else if (read(timer, &due, sizeof due) == sizeof due)
 				for (; due && running && (!count || next - first < count); due--)
 					start();
@@ -263,7 +261,7 @@ static void open_many(int argc, char **argv)
 			int got = epoll_wait(epoll_fd, events, MAX_EVENTS, -1);
 			for (int n = 0; n < got; n++)
 				if (events[n].data.fd)
-					handle(events[n].data.fd, events[n].events);
+					handle(events[n].data.fd);
 				else if (read(0, data, sizeof data) <= 0)
 					return;
 		}
@@ -343,9 +341,10 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: load_client open|stream|flood KEY=VALUE...\n");
 		return 2;
 	}
-	struct rlimit limit = {MAX_FDS, MAX_FDS};
-	if (setrlimit(RLIMIT_NOFILE, &limit))
-		die("setrlimit");
+	struct rlimit limit;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
 	target.sin_family = AF_INET;
 	target.sin_port = htons(atoi(option(argc, argv, "port", "80")));
 	if (!inet_aton(option(argc, argv, "target", ""), &target.sin_addr))

@@ -1,8 +1,9 @@
 /* The benchmark's server: as little work per connection as possible, so that the way between is what counts.
  *
- *     load_server TLS_ANSWER PORT...
+ *     load_server ADDRESS PROCESSES TLS_ANSWER PORT...
  *
- * One thread, epoll. On every PORT (TCP) it answers by what comes first:
+ * Epoll, one thread in each of PROCESSES (several only because one can have but so many connections open).
+ * On every PORT (TCP) it answers by what comes first:
  *
  *     "GET /stream..."   a response without an end, as fast as it goes
  *     "GET /keep..."     a small response; the connection stays open
@@ -14,8 +15,8 @@
  * recv, send and close. On the first PORT it also takes UDP: datagrams that begin with 'E' go back.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -26,10 +27,9 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#define MAX_FDS (1 << 20)
+#define MAX_FDS (1 << 20) /* more than the limit of open files usually allows */
 #define RECORD 16384
 #define BLOCK (32 * (RECORD + 5))
 #define MAX_EVENTS 256
@@ -65,11 +65,12 @@ static void watch(int fd, uint32_t events, int op)
 		die("epoll_ctl");
 }
 
-static int listen_on(int port, int type)
+static int listen_on(struct in_addr at, int port, int type)
 {
 	int fd = socket(AF_INET, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), one = 1, seconds = 5, size = 8 << 20;
-	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr = at};
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one);
 	if (bind(fd, (struct sockaddr *)&address, sizeof address))
 		die("bind");
 	if (type == SOCK_STREAM) {
@@ -175,34 +176,17 @@ static void datagrams(int fd)
 	for (int n = 0; n < got; n++)
 		if (data[n][0] == 'E')
 			sendto(fd, data[n], messages[n].msg_len, 0, (struct sockaddr *)&from[n], sizeof from[n]);
+	if (got > 0 && data[0][0] != 'E' && got < DATAGRAMS)
+		usleep(1000); /* a flood: let it gather, or most of the time goes into waking us up */
 }
 
-int main(int argc, char **argv)
+static void run(struct in_addr at, int ports, char **port)
 {
-	if (argc < 3) {
-		fprintf(stderr, "usage: load_server TLS_ANSWER PORT...\n");
-		return 2;
-	}
-	struct rlimit limit = {MAX_FDS, MAX_FDS};
-	if (setrlimit(RLIMIT_NOFILE, &limit))
-		die("setrlimit");
-	signal(SIGPIPE, SIG_IGN);
-	FILE *file = fopen(argv[1], "rb");
-	if (!file)
-		die(argv[1]);
-	tls_length = fread(tls_answer, 1, sizeof tls_answer, file);
-	fclose(file);
-	short_length = response(short_answer, sizeof short_answer, "close");
-	keep_length = response(keep_answer, sizeof keep_answer, "keep-alive");
-	for (char *record = tls_block; record < tls_block + BLOCK; record += RECORD + 5)
-		memcpy(record, "\x17\x03\x03\x40\x00", 5);
-	connections = calloc(MAX_FDS, sizeof *connections);
+	int listeners[16];
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-
-	int ports = argc - 2, listeners[16];
-	for (int n = 0; n < ports && n < 16; n++)
-		listeners[n] = listen_on(atoi(argv[2 + n]), SOCK_STREAM);
-	int udp = listen_on(atoi(argv[2]), SOCK_DGRAM);
+	for (int n = 0; n < ports; n++)
+		listeners[n] = listen_on(at, atoi(port[n]), SOCK_STREAM);
+	int udp = listen_on(at, atoi(port[0]), SOCK_DGRAM);
 	printf("ready\n");
 	fflush(stdout);
 
@@ -223,4 +207,32 @@ int main(int argc, char **argv)
 				pump(fd);
 		}
 	}
+}
+
+int main(int argc, char **argv)
+{
+	struct in_addr at;
+	struct rlimit limit;
+	if (argc < 5 || argc > 20 || !inet_aton(argv[1], &at)) {
+		fprintf(stderr, "usage: load_server ADDRESS PROCESSES TLS_ANSWER PORT...\n");
+		return 2;
+	}
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+	signal(SIGPIPE, SIG_IGN);
+	FILE *file = fopen(argv[3], "rb");
+	if (!file)
+		die(argv[3]);
+	tls_length = fread(tls_answer, 1, sizeof tls_answer, file);
+	fclose(file);
+	short_length = response(short_answer, sizeof short_answer, "close");
+	keep_length = response(keep_answer, sizeof keep_answer, "keep-alive");
+	for (char *record = tls_block; record < tls_block + BLOCK; record += RECORD + 5)
+		memcpy(record, "\x17\x03\x03\x40\x00", 5);
+	connections = calloc(MAX_FDS, sizeof *connections);
+	for (int n = 1; n < atoi(argv[2]); n++)
+		if (!fork())
+			break;
+	run(at, argc - 4, argv + 4);
 }

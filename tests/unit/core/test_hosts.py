@@ -15,8 +15,14 @@ SIX = bytes.fromhex("20010db8000000000000000000000001")
 
 @pytest.mark.parametrize(
     ("address", "text"),
-    [(A, "10.0.0.1"), (bytes(4), "0.0.0.0"), (SIX, "2001:db8::1"), (bytes(16), "::"), (bytes(15) + b"\1", "::1")],
-)  # fmt: skip
+    [
+        (A, "10.0.0.1"),
+        (bytes(4), "0.0.0.0"),
+        (SIX, "2001:db8::1"),
+        (bytes(16), "::"),
+        (bytes(15) + b"\1", "::1"),
+    ],
+)
 def test_ip_text(address: bytes, text: str) -> None:
     assert ip_text(address) == text
 

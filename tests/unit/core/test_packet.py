@@ -129,7 +129,6 @@ def test_udp_length_zero(version: int) -> None:
     assert decoded(build(17, udp(b"12345", length=0))).payload_length == 5
 
 
-# BUG: bytes behind the UDP datagram (RFC 768: its length says where it ends) count and pass as payload.
 @pytest.mark.parametrize("version", [4, 6])
 def test_udp_ends_where_its_length_says(version: int) -> None:
     build = ip4 if version == 4 else ip6
@@ -328,8 +327,8 @@ def test_tunnel_of_a_cut_capture() -> None:
     assert packet.payload_length == 500
 
 
-# BUG: the tunnelled packet is as long as its own header says; the outer fragment holds but a part of it.
 def test_first_fragment_of_a_tunnel() -> None:
+    """The tunnelled packet is as long as its own header says; the outer fragment holds but a part of it."""
     within = ip4(17, udp(bytes(2000)))
     packet = decode(ip4(4, within[:1480], fragment=MORE))
     assert isinstance(packet, Packet)
@@ -370,7 +369,10 @@ def valid(draw: st.DrawFn, depth: int = 0) -> bytes:
             if header == AH:
                 body, proto = authentication(proto, draw(st.sampled_from([4, 6]))) + body, header
             elif header == FRAG:
-                body, proto = fragment(proto, draw(st.sampled_from([0, 0, 3])), draw(st.booleans())) + body, header
+                body, proto = (
+                    fragment(proto, draw(st.sampled_from([0, 0, 3])), draw(st.booleans())) + body,
+                    header,
+                )
             else:
                 body, proto = generic(proto, draw(st.sampled_from([0, 1]))) + body, header
         return ip6(proto, body)
@@ -397,7 +399,9 @@ def check(data: bytes, vlan: int, wire_length: int) -> None:
     assert found.ip_length <= 0xFFFF
     assert found.data in data
     assert 20 <= found.l4 <= found.payload <= found.ip_length
-    assert found.payload_length in ((found.ip_length - found.payload,) if found.proto in (6, 17, 132) else (0,))
+    assert found.payload_length in (
+        (found.ip_length - found.payload,) if found.proto in (6, 17, 132) else (0,)
+    )
     assert 0 <= found.proto <= 255
     assert found.proto not in (4, 41)
     assert 0 <= found.flags <= 255

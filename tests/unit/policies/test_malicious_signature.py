@@ -100,6 +100,11 @@ def test_files(text: str, listed: str, library: str, tmp_path: Path) -> None:
     assert run(f'files = ["{path}"]', library).statuses == ["status_malicious_signature"]
 
 
+def test_files_in_any_case(listed: str, library: str, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text(f"{listed.upper()}\n")
+    assert run(f'files = ["{tmp_path}/list"]', library).statuses == ["status_malicious_signature"]
+
+
 def test_several_files_and_signatures(listed: str, library: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("aaaa\n")
     (tmp_path / "b").write_text(f"{listed}\n")

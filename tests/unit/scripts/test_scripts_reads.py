@@ -642,8 +642,8 @@ def test_match_packet_does_not_change_later() -> None:
     ]
 
 
-# CORE BUG: the match is noted on the way to protocolDetected only; a flow that nDPI names after it was given up
-# keeps 0 and None, as if it had been guessed.
+# CORE BUG: the match is noted on the way to protocolDetected only; a flow that nDPI names after that was
+# given up keeps 0 and None, as if it had been guessed.
 def test_match_packet_of_a_late_detection() -> None:
     session = tls("1.3", "late.example.com")
     hello = session.packets[3].data[40:]

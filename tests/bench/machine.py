@@ -1,0 +1,106 @@
+"""The machine that the benchmark runs on: what it is, and what else keeps it busy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_CONNTRACK_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+_ROOM = 1 << 20
+_LOOK = 0.25
+_KTHREADD = 2
+
+
+class _Process(NamedTuple):
+    parent: int
+    ticks: int
+
+
+class Others:
+    """Counts the CPU time of the processes that are not ours."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._before = _processes()
+
+    def share(self) -> float:
+        """CPUs that others have used since: 0.5 is half of one."""
+        now, elapsed = _processes(), time.monotonic() - self._start
+        ticks = 0
+        for pid, process in now.items():
+            if not _is_ours(pid, now) and _KTHREADD not in (pid, process.parent):
+                before = self._before.get(pid)
+                ticks += process.ticks - (before.ticks if before else 0)
+        return max(0.0, ticks / _TICKS / elapsed)
+
+
+def await_calm(limit: float, patience: float) -> None:
+    """Wait until others use less than `limit` CPUs, but only so long."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        others = Others()
+        time.sleep(_LOOK)
+        if others.share() < limit:
+            return
+
+
+def _processes() -> dict[int, _Process]:
+    found = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+                # With its children that ended: short-lived ones would be missed else.
+                found[int(entry.name)] = _Process(int(fields[1]), sum(map(int, fields[11:15])))
+    return found
+
+
+def _is_ours(pid: int, processes: dict[int, _Process]) -> bool:
+    own = os.getpid()
+    while pid in processes:
+        if pid == own:
+            return True
+        pid = processes[pid].parent
+    return False
+
+
+@contextlib.contextmanager
+def roomy_conntrack() -> Iterator[None]:
+    """Let connection tables hold a million entries for so long; else the kernel drops connections."""
+    before = int(_CONNTRACK_MAX.read_text())
+    if before >= _ROOM:
+        yield
+        return
+    _CONNTRACK_MAX.write_text(str(_ROOM))
+    try:
+        yield
+    finally:
+        _CONNTRACK_MAX.write_text(str(before))
+
+
+def describe() -> dict[str, Any]:
+    """What figures depend on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": model[1] if model else platform.machine(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "suricata": _version(["suricata", "-V"]),
+        "nedge": _version(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]),
+    }
+
+
+def _version(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,665 @@
+"""`nedge run` between real clients and servers: what is blocked never arrives, what is allowed is answered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import traffic
+from ndpireader import Endpoint
+from support import require
+from traffic import Exchange, Outcome, Seen, Step, arrived, dns_query, http_get, over_tcp
+
+from nedge.lab.gateway import EVENTS, PORTS, Gateway
+from nedge.lab.host import environment
+from nedge.lab.http_server import CHUNK
+from nedge.lab.servers import ServerSet
+from nedge.lab.topology import Lab
+
+ALLOWED = "www.example"
+BLOCKED = "blocked.example"
+NAMES = f"""
+[scripts.blocked_hostname]
+domains = ["{BLOCKED}"]
+"""
+CURL_TIMEOUT = 28
+
+FAMILIES = pytest.mark.parametrize("family", ["v4", "v6"])
+
+
+class Firewall:
+    """The lab with `nedge run` between client and servers; each configuration starts a gateway of its own."""
+
+    def __init__(self, lab: Lab, servers: ServerSet) -> None:
+        self.lab = lab
+        self.servers = servers
+        self._gateway: Gateway | None = None
+        self._config = ""
+
+    def use(self, config: str) -> Gateway:
+        """The gateway with this configuration: the one that runs, or a new one in its place."""
+        if self._gateway is None or config != self._config:
+            self.stop()
+            (self.lab.directory / "gateway" / "eve.json").unlink(missing_ok=True)
+            self._config = config
+            gateway = Gateway(self.lab, config)
+            gateway.__enter__()
+            self._gateway = gateway
+        return self._gateway
+
+    def stop(self) -> None:
+        if self._gateway is not None:
+            gateway, self._gateway = self._gateway, None
+            gateway.stop()
+            assert gateway.status == 0, gateway.log
+
+    def address(self, family: str) -> str:
+        return str(getattr(self.servers.address, family))
+
+    def url(self, scheme: str, host: str, family: str, path: str = "/") -> list[str]:
+        """curl's arguments for a URL, with the name resolved for it: no DNS query goes before."""
+        address = self.address(family) if family == "v4" else f"[{self.address(family)}]"
+        port = {"http": 80, "https": 443}[scheme]
+        return ["--resolve", f"{host}:{port}:{address}", f"{scheme}://{host}{path}"]
+
+    def curl(self, *arguments: str, answered: bool) -> subprocess.Popen[str]:
+        """Start curl. It prints the answer's body and, on a line of its own, its port."""
+        seconds = traffic.PATIENCE if answered else traffic.SHORT
+        command = ["curl", "-sS", "--cacert", str(self.servers.ca), "--max-time", str(seconds)]
+        return self.lab.client.popen(
+            [*command, "-w", "%{stderr}%{local_port}\n", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *exchanges: Exchange) -> list[Outcome]:
+        return traffic.run(self.lab.client, *exchanges)
+
+    @contextmanager
+    def sniff(self) -> Iterator[Callable[[], list[Seen]]]:
+        """A sniffer on the server's side. After the block, what it gives can be called for its packets."""
+        path = self.lab.directory / "server.pcap"
+        with self.lab.capture(self.lab.server, "eth0", path):
+            yield lambda: traffic.packets(path)
+
+
+@pytest.fixture(scope="module")
+def firewall() -> Iterator[Firewall]:
+    with Lab() as lab, ServerSet(lab) as servers:
+        firewall = Firewall(lab, servers)
+        yield firewall
+        firewall.stop()
+
+
+def curl_result(process: subprocess.Popen[str]) -> tuple[int, str, int]:
+    """Exit status, body, local port."""
+    out, err = process.communicate(timeout=3 * traffic.PATIENCE)
+    return process.returncode, out, int(err.split()[-1])
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = traffic.PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+# TLS
+
+
+@FAMILIES
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_https_site(firewall: Firewall, family: str, version: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    options = [f"--tlsv{version}", "--tls-max", version]
+    path = f"/tls{version}{family}"
+    with firewall.sniff() as sniffed:
+        blocked = firewall.curl(*options, *firewall.url("https", BLOCKED, family, path), answered=False)
+        allowed = firewall.curl(*options, *firewall.url("https", ALLOWED, family, path), answered=True)
+        status, body, allowed_port = curl_result(allowed)
+        blocked_status, _, blocked_port = curl_result(blocked)
+    assert (status, json.loads(body)["path"]) == (0, path)
+    assert blocked_status == CURL_TIMEOUT
+    seen = sniffed()
+    assert len(arrived(seen, allowed_port)) > 200  # the sniffer does see ClientHellos
+    assert any(packet.source_port == blocked_port for packet in seen), "no SYN: the sniffer saw nothing of it"
+    assert arrived(seen, blocked_port) == b""
+    assert not firewall.servers.received(proto="tls", host=BLOCKED)
+
+
+def hello_shapes(name: str, shape: str) -> list[bytes]:
+    """A ClientHello, in the segments that it is sent in."""
+    match shape:
+        case "split in the name":
+            hello = traffic.client_hello(name)
+            at = hello.index(name.encode()) + 4
+            return [hello[:at], hello[at:]]
+        case "post-quantum":
+            return traffic.pieces(traffic.post_quantum_hello(name), 1400)
+        case "small pieces":
+            return traffic.pieces(traffic.client_hello(name), 90)
+        case "tiny pieces":
+            return traffic.pieces(traffic.client_hello(name), 20)
+    raise ValueError(shape)
+
+
+@FAMILIES
+@pytest.mark.parametrize("shape", ["split in the name", "post-quantum", "small pieces", "tiny pieces"])
+def test_client_hello_in_several_segments(firewall: Firewall, family: str, shape: str) -> None:
+    """The server gets no complete ClientHello, so it cannot answer. What came before the name may arrive."""
+    firewall.use(PORTS + EVENTS + NAMES)
+    segments = {name: hello_shapes(name, shape) for name in (ALLOWED, BLOCKED)}
+    with firewall.sniff() as sniffed:
+        allowed, blocked = firewall.run(
+            *(
+                Exchange(
+                    "tcp", firewall.address(family), 443, [Step(segments[name], answered=name == ALLOWED)]
+                )
+                for name in (ALLOWED, BLOCKED)
+            )
+        )
+    assert allowed.answered == [True], allowed.error
+    assert allowed.answers[0][0][:1] == b"\x16"  # a handshake record: ServerHello
+    assert blocked.answered == [False]
+    seen = sniffed()
+    assert arrived(seen, allowed.port) == b"".join(segments[ALLOWED])
+    assert len(arrived(seen, blocked.port)) < sum(map(len, segments[BLOCKED]))
+    assert not firewall.servers.received(proto="tls", host=BLOCKED)
+
+
+@FAMILIES
+@pytest.mark.parametrize("shape", ["split in the name", "post-quantum", "small pieces"])
+def test_client_hello_in_reverse_order(firewall: Firewall, family: str, shape: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    source = {"v4": "10.99.0.77", "v6": "fd99::77"}[family]
+    outcomes = {}
+    with firewall.sniff() as sniffed:
+        for name in (ALLOWED, BLOCKED):
+            outcomes[name] = traffic.run_reversed(
+                firewall.lab.client,
+                firewall.lab.server,
+                source,
+                firewall.address(family),
+                443,
+                hello_shapes(name, shape),
+                answered=name == ALLOWED,
+            )
+    assert outcomes[ALLOWED].answered == [True], outcomes[ALLOWED].error
+    assert outcomes[ALLOWED].answers[0][0][:1] == b"\x16"
+    assert outcomes[BLOCKED].answered == [False], outcomes[BLOCKED].error
+    seen = sniffed()
+    whole = sum(map(len, hello_shapes(BLOCKED, shape)))
+    assert len(arrived(seen, outcomes[ALLOWED].port)) >= whole - len(BLOCKED) - 10
+    assert len(arrived(seen, outcomes[BLOCKED].port)) < whole
+    assert not firewall.servers.received(proto="tls", host=BLOCKED)
+
+
+# HTTP
+
+
+@FAMILIES
+def test_http_host(firewall: Firewall, family: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    with firewall.sniff() as sniffed:
+        blocked = firewall.curl(*firewall.url("http", BLOCKED, family), answered=False)
+        allowed = firewall.curl(*firewall.url("http", ALLOWED, family), answered=True)
+        status, body, allowed_port = curl_result(allowed)
+        blocked_status, _, blocked_port = curl_result(blocked)
+    assert (status, json.loads(body)["host"]) == (0, ALLOWED)
+    assert blocked_status == CURL_TIMEOUT
+    seen = sniffed()
+    assert arrived(seen, allowed_port).startswith(b"GET / ")
+    assert any(packet.source_port == blocked_port for packet in seen)
+    assert arrived(seen, blocked_port) == b""
+    assert not firewall.servers.received(proto="http", host=BLOCKED)
+
+
+# What the client sends, packet by packet; which of its steps are answered; what must not arrive.
+HTTP_CASES = {
+    "second on the connection": (
+        [[http_get(ALLOWED, "/first")], [http_get(ALLOWED, "/second")], [http_get(BLOCKED, "/third")]],
+        [True, True, False],
+    ),
+    "after a change of names": (
+        [[http_get(ALLOWED)], [http_get("allowed.example")], [http_get(f"sub.{BLOCKED}")]],
+        [True, True, False],
+    ),
+    "pipelined in one packet": ([[http_get(ALLOWED) + http_get(BLOCKED)]], [False]),
+    "host split over two packets": (
+        [[b"GET / HTTP/1.1\r\nHost: blo", b"cked.example\r\nAccept: */*\r\n\r\n"]],
+        [False],
+    ),
+    "split inside the field's name": (
+        [[b"GET / HTTP/1.1\r\nAccept: */*\r\nHo", b"st: blocked.example\r\n\r\n"]],
+        [False],
+    ),
+    "method split": ([[b"GE", b"T / HTTP/1.1\r\nHost: blocked.example\r\n\r\n"]], [False]),
+    "second one split": (
+        [[http_get(ALLOWED)], [b"GET / HTTP/1.1\r\nHost: bl", b"ocked.example\r\n\r\n"]],
+        [True, False],
+    ),
+    "other spelling": ([[b"GET / HTTP/1.1\r\nhOST:   BLOCKED.Example:80  \r\n\r\n"]], [False]),
+    "absolute form": ([[b"GET http://blocked.example/ HTTP/1.1\r\nHost: www.example\r\n\r\n"]], [False]),
+    "after a body": (
+        [
+            [b"POST /a HTTP/1.1\r\nHost: www.example\r\nContent-Length: 3000\r\n\r\n" + b"x" * 3000],
+            [http_get(BLOCKED)],
+        ],
+        [True, False],
+    ),
+}
+
+
+@FAMILIES
+def test_http_requests(firewall: Firewall, family: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    address = firewall.address(family)
+    before = len(firewall.servers.received(proto="http", host=BLOCKED))
+    with firewall.sniff() as sniffed:
+        outcomes = firewall.run(
+            *(
+                Exchange(
+                    "tcp",
+                    address,
+                    80,
+                    [Step(writes, answered) for writes, answered in zip(steps, answers, strict=True)],
+                )
+                for steps, answers in HTTP_CASES.values()
+            )
+        )
+    seen = sniffed()
+    for (case, (steps, answers)), outcome in zip(HTTP_CASES.items(), outcomes, strict=True):
+        assert outcome.answered == answers, (case, outcome.error)
+        allowed = b"".join(b"".join(writes) for writes, answer in zip(steps, answers, strict=True) if answer)
+        rest = arrived(seen, outcome.port).removeprefix(allowed)
+        assert b"blocked.example" not in rest.lower(), case
+        assert b"\r\n\r\n" not in rest, case
+    assert len(firewall.servers.received(proto="http", host=BLOCKED)) == before
+
+
+# DNS
+
+
+@FAMILIES
+def test_dns_name(firewall: Firewall, family: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    address = firewall.address(family)
+    dig = ["dig", "+short", "+tries=1", f"@{address}"]
+    with firewall.sniff() as sniffed:
+        blocked = [
+            firewall.lab.client.popen([*dig, *transport, "+time=1", BLOCKED], stdout=subprocess.PIPE)
+            for transport in ([], ["+tcp"])
+        ]
+        for transport in ([], ["+tcp"]):
+            done = firewall.lab.client.run([*dig, *transport, "+time=10", ALLOWED], timeout=15)
+            assert (done.returncode, done.stdout.strip()) == (0, firewall.servers.address.v4)
+        for process in blocked:
+            process.communicate(timeout=15)
+            assert process.returncode == 9  # dig: no reply from server
+    payloads = [packet.payload for packet in sniffed()]
+    assert sum(b"\x03www\x07example" in payload for payload in payloads) >= 4
+    assert not any(b"\x07blocked" in payload for payload in payloads)
+    assert not firewall.servers.received(proto="dns", host=BLOCKED)
+
+
+@FAMILIES
+def test_dns_queries_on_one_socket(firewall: Firewall, family: str) -> None:
+    """Each query by itself: the third is dropped, the fourth answered."""
+    firewall.use(PORTS + EVENTS + NAMES)
+    names = [f"1.{family}.example", f"2.{family}.example", BLOCKED, f"4.{family}.example", BLOCKED, ALLOWED]
+    queries = [dns_query(name, number=number) for number, name in enumerate(names)]
+    expected = [name != BLOCKED for name in names]
+    address = firewall.address(family)
+    with firewall.sniff() as sniffed:
+        udp, back_to_back, *tcp = firewall.run(
+            Exchange(
+                "udp", address, 53, [Step([query], ok) for query, ok in zip(queries, expected, strict=True)]
+            ),
+            Exchange(
+                "udp",
+                address,
+                53,
+                [Step([dns_query(ALLOWED, "A", 7), dns_query(ALLOWED, "AAAA", 8)], answers=2)],
+            ),
+            *(
+                Exchange(
+                    "tcp",
+                    address,
+                    53,
+                    [Step([over_tcp(dns_query(name))], name != BLOCKED) for name in asked],
+                )
+                for asked in ([BLOCKED], [ALLOWED, BLOCKED])
+            ),
+            Exchange(
+                "tcp",
+                address,
+                53,
+                [Step(traffic.pieces(over_tcp(dns_query(BLOCKED)), 9), answered=False)],
+            ),
+        )
+    assert udp.answered == expected, udp.error
+    assert [answer[0][:2] for answer in udp.answers if answer] == [
+        query[:2] for query, ok in zip(queries, expected, strict=True) if ok
+    ]
+    assert sorted(answer[:2] for answer in back_to_back.answers[0]) == [b"\0\7", b"\0\x08"]
+    assert [outcome.answered for outcome in tcp] == [[False], [True, False], [False]]
+    seen = sniffed()
+    assert not any(b"\x07blocked\x07example" in packet.payload for packet in seen)
+    assert arrived(seen, tcp[0].port) == b""
+    assert arrived(seen, tcp[1].port) == over_tcp(dns_query(ALLOWED))
+    assert len(arrived(seen, tcp[2].port)) < len(over_tcp(dns_query(BLOCKED)))
+    assert not firewall.servers.received(proto="dns", host=BLOCKED)
+
+
+# QUIC, SSH, ICMP, fragments, bulk
+
+
+@FAMILIES
+def test_quic_site_and_ssh(firewall: Firewall, family: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    address = firewall.address(family)
+    quic = [sys.executable, "-m", "nedge.lab.quic_client", address]
+    with firewall.sniff() as sniffed:
+        blocked = firewall.lab.client.popen([*quic, BLOCKED, "--timeout", "1.5"], stderr=subprocess.PIPE)
+        allowed = firewall.lab.client.run([*quic, ALLOWED, "--path", f"/{family}"], timeout=20)
+        ssh = firewall.lab.client.run(firewall.servers.ssh_command("echo", "in", address=address), timeout=20)
+        blocked.communicate(timeout=20)
+    assert allowed.returncode == 0, allowed.stderr
+    assert json.loads(allowed.stdout)["path"] == f"/{family}"
+    assert (ssh.returncode, ssh.stdout) == (0, "in\n"), ssh.stderr
+    assert blocked.returncode == 1
+    ports = {packet.source_port for packet in sniffed() if packet.proto == "udp" and packet.target_port == 443}
+    assert len(ports) == 1, "only the allowed client's packets arrive"
+    assert not firewall.servers.received(host=BLOCKED, proto="h3")
+
+
+@FAMILIES
+def test_ping_and_fragments(firewall: Firewall, family: str) -> None:
+    require(shutil.which("ping"), "ping is not installed")
+    firewall.use(PORTS + EVENTS + NAMES)
+    address = firewall.address(family)
+    for size in ("56", "4000"):
+        ping = ["ping", "-n", "-c", "3", "-i", "0.01", "-W", "5", "-s", size, address]
+        done = firewall.lab.client.run(ping, timeout=30)
+        assert done.returncode == 0, done.stdout
+    datagram = random.Random(1).randbytes(4000)
+    with traffic.serving(firewall.lab.server, "echo", "4040"):
+        (outcome,) = firewall.run(Exchange("udp", address, 4040, [Step([datagram])] * 3))
+    assert outcome.answers == [[datagram]] * 3
+
+
+@FAMILIES
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_bulk_is_intact(firewall: Firewall, scheme: str, family: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    size = 20_000_000
+    url = firewall.url(scheme, ALLOWED, family, f"/bytes/{size}")
+    into = firewall.lab.directory / "bulk"
+    curl = ["curl", "-sS", "--cacert", firewall.servers.ca, "--max-time", "30", "-o", into, *url]
+    done = firewall.lab.client.run(curl, timeout=40)
+    assert done.returncode == 0, done.stderr
+    wanted = (CHUNK * (size // len(CHUNK) + 1))[:size]
+    assert hashlib.sha256(into.read_bytes()).digest() == hashlib.sha256(wanted).digest()
+
+
+# Users' scripts
+
+SCORER = '''\
+"""Blocks TLS to names with a digit in them, by score: two findings of 60 make more than the limit of 100."""
+
+from nedge.scripts import status_types
+
+title = "Digits in names"
+category = "security"
+l4_proto = "tcp"
+l7_proto = "TLS"
+default_value = {"score": 60}
+
+
+def protocolDetected(flow, now, conf):
+    if any(character.isdigit() for character in flow.getHostName()):
+        flow.triggerStatus(
+            status_types.status_suspicious_tcp_probing, {"name": flow.getHostName()}, conf["score"], 0, 0
+        )
+        if flow.getServerKey().endswith("@0"):
+            flow.setStatus(status_types.status_web_mining_detected, conf["score"], 0, 0)
+'''
+DIGITS, LETTERS = "www.4711.example.com", "www.cologne.example.com"
+
+
+def policies(directory: Path, **scripts: str) -> str:
+    """A configuration with these scripts only."""
+    for name, text in scripts.items():
+        (directory / f"{name}.py").write_text(text)
+    return f'\n[scripts]\ndirectories = ["{directory}"]\n'
+
+
+@pytest.mark.parametrize("mode", ["inline", "monitor"])
+def test_a_script_of_twenty_lines_decides_by_score(firewall: Firewall, tmp_path: Path, mode: str) -> None:
+    assert len(SCORER.splitlines()) <= 20
+    firewall.use(PORTS + f'mode = "{mode}"\n' + EVENTS + policies(tmp_path, digits=SCORER))
+    passes = mode == "monitor"
+    with firewall.sniff() as sniffed:
+        running = {
+            (name, family): firewall.curl(
+                *firewall.url("https", name, family), answered=passes or name == LETTERS
+            )
+            for name in (DIGITS, LETTERS)
+            for family in ("v4", "v6")
+        }
+        results = {key: curl_result(process) for key, process in running.items()}
+    seen = sniffed()
+    for (name, family), (status, _, port) in results.items():
+        expected = passes or name == LETTERS
+        assert status == (0 if expected else CURL_TIMEOUT), (name, family)
+        assert bool(arrived(seen, port)) is expected, (name, family)
+    gateway = firewall.use(firewall._config)
+    firewall.stop()
+    flows = {(flow["ndpi"]["hostname"], flow["dest_ip"]): flow["nedge"] for flow in gateway.events()}
+    for address in firewall.servers.address:
+        dropped, passed = flows[DIGITS, address], flows[LETTERS, address]
+        assert (dropped["verdict"], dropped["score"]) == ("drop", 120)
+        assert "120" in dropped["reason"]
+        assert "status_blocked" in dropped["status"]
+        assert (passed["verdict"], passed["score"]) == ("pass", 0)
+    assert len(gateway.events("alert")) == len(gateway.events("drop")) == 2
+
+
+RAISER = """\
+title = "Broken"
+
+
+def protocolDetected(flow, now, conf):
+    raise RuntimeError("the script's own fault")
+
+
+periodicUpdate = flowEnd = protocolUpdated = protocolDetected
+"""
+
+
+def test_a_script_that_raises_stops_nothing(firewall: Firewall, tmp_path: Path) -> None:
+    scripts = policies(tmp_path, broken=RAISER, working=SCORER)
+    gateway = firewall.use(PORTS + EVENTS + scripts)
+    running = [firewall.curl(*firewall.url("https", LETTERS, family), answered=True) for family in ("v4", "v6")]
+    running += [firewall.curl(*firewall.url("http", DIGITS, family), answered=True) for family in ("v4", "v6")]
+    blocked = firewall.curl(*firewall.url("https", DIGITS, "v4"), answered=False)
+    assert [curl_result(process)[0] for process in running] == [0] * 4
+    assert curl_result(blocked)[0] == CURL_TIMEOUT  # the script beside it still works
+    firewall.stop()
+    assert "the script's own fault" in gateway.log
+    assert totals(gateway)["script_errors"] >= 5
+
+
+def totals(gateway: Gateway) -> dict[str, Any]:
+    """What nedge logs at its end."""
+    lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
+    (found,) = (line for line in lines if line["event"] == "engine_totals")
+    return found
+
+
+# Failures
+
+
+@contextmanager
+def small_disk(at: Path, size: str) -> Iterator[Path]:
+    at.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", at], check=True)
+
+
+def test_a_full_disk_stops_no_traffic(firewall: Firewall, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "8k") as disk:
+        gateway = firewall.use(PORTS + f'[eve]\npath = "{disk}/eve.json"\n' + NAMES)
+        address = firewall.address("v4")
+        queries = [Exchange("udp", address, 53, [Step([dns_query(BLOCKED)], answered=False)])] * 12
+        assert not any(any(outcome.answered) for outcome in firewall.run(*queries))
+        wait_until(lambda: "eve_write_failed" in gateway.log)
+        for family in ("v4", "v6"):
+            for scheme in ("http", "https"):
+                assert curl_result(firewall.curl(*firewall.url(scheme, ALLOWED, family), answered=True))[0] == 0
+        blocked = firewall.curl(*firewall.url("https", BLOCKED, "v6"), answered=False)
+        assert curl_result(blocked)[0] == CURL_TIMEOUT
+        firewall.stop()
+        lines = (disk / "eve.json").read_text().splitlines()
+    assert lines
+    assert all(json.loads(line)["event_type"] for line in lines)  # whole lines only
+    assert totals(gateway)["events_lost"] > 5
+
+
+@pytest.mark.parametrize("policy", ["drop", "pass"])
+def test_unclassified_flows(firewall: Firewall, policy: str) -> None:
+    """Random bytes to and fro: nDPI has no name for them. At the limit of 12 packets the policy decides."""
+    gateway = firewall.use(PORTS + EVENTS + f'\n[failures]\nunclassified = "{policy}"\n')
+    noise = random.Random(47)
+    words = [noise.randbytes(40) for _ in range(20)]
+    with firewall.sniff() as sniffed, traffic.serving(firewall.lab.server, "echo", "40404"):
+        outcomes = firewall.run(
+            *(
+                Exchange(
+                    proto,
+                    firewall.address(family),
+                    40404,
+                    [Step([word], answered=policy == "pass" or n < 3) for n, word in enumerate(words[:12])],
+                )
+                for proto in ("tcp", "udp")
+                for family in ("v4", "v6")
+            )
+        )
+    seen = sniffed()
+    for outcome in outcomes:
+        if policy == "pass":
+            assert outcome.answers == [[word] for word in words[:12]], outcome.error
+        else:
+            assert outcome.answered[:3] == [True] * 3, outcome.error  # the start passes, it is undecided
+            assert not outcome.answered[-1]
+            assert len(arrived(seen, outcome.port)) <= 12 * 40
+    firewall.stop()
+    flows = [flow for flow in gateway.events() if flow["dest_port"] == 40404]
+    assert [flow["nedge"]["verdict"] for flow in flows] == [policy] * 4
+    assert {flow["app_proto"] for flow in flows} == {"Unknown"}
+
+
+# Replay
+
+
+def mixed_traffic(firewall: Firewall) -> None:
+    """Some of everything, allowed and blocked."""
+    client, servers = firewall.lab.client, firewall.servers
+    for family in ("v4", "v6"):
+        address = firewall.address(family)
+        running = [
+            firewall.curl(*firewall.url(scheme, name, family), answered=name == ALLOWED)
+            for scheme in ("http", "https")
+            for name in (ALLOWED, BLOCKED)
+        ]
+        quic = [sys.executable, "-m", "nedge.lab.quic_client", address]
+        running += [
+            client.popen([*quic, name, "--timeout", seconds], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for name, seconds in ((ALLOWED, "10"), (BLOCKED, "1"))
+        ]
+        running.append(
+            client.popen(
+                servers.ssh_command("true", address=address), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        )
+        cases = ("second on the connection", "host split over two packets")
+        firewall.run(
+            *(
+                Exchange("tcp", address, 80, [Step(*step) for step in zip(*HTTP_CASES[case], strict=True)])
+                for case in cases
+            ),
+            *(
+                Exchange("udp", address, 53, [Step([dns_query(name)], name != BLOCKED) for name in names])
+                for names in ([ALLOWED], [BLOCKED], [ALLOWED, "other.example", BLOCKED, "last.example"])
+            ),
+            Exchange(
+                "tcp",
+                address,
+                53,
+                [Step([over_tcp(dns_query(name))], name != BLOCKED) for name in (ALLOWED, BLOCKED)],
+            ),
+            Exchange(
+                "tcp", address, 443, [Step(traffic.pieces(traffic.post_quantum_hello(BLOCKED), 1400), answered=False)]
+            ),
+        )
+        client.run(["ping", "-n", "-c", "2", "-i", "0.01", address], timeout=20, check=True)
+        for process in running:
+            process.communicate(timeout=30)
+
+
+def judged(events: list[dict[str, Any]]) -> dict[Any, list[tuple[str, ...]]]:
+    """What a user reads of each flow, by 5-tuple. Neighbour discovery never comes to a gateway's queue."""
+    found: dict[Any, list[tuple[str, ...]]] = {}
+    for event in events:
+        source = Endpoint(event["src_ip"], event["src_port"])
+        target = Endpoint(event["dest_ip"], event["dest_port"])
+        if event["proto"] == "IPv6-ICMP" and (target.address.startswith("f") and target.address[1] in "ef"):
+            continue
+        said = (
+            event["nedge"]["verdict"],
+            event["nedge"]["reason"],
+            event["app_proto"],
+            event["ndpi"]["hostname"],
+        )
+        found.setdefault((event["proto"], source, target), []).append(said)
+    return found
+
+
+def test_replayed_capture_gets_the_live_verdicts(firewall: Firewall, tmp_path: Path) -> None:
+    config = PORTS + EVENTS + NAMES
+    firewall.stop()
+    gateway = firewall.use(config)
+    capture = tmp_path / "client.pcap"
+    with firewall.lab.capture(firewall.lab.client, "eth0", capture):
+        mixed_traffic(firewall)
+    firewall.stop()
+    live = judged(gateway.events())
+    toml = gateway.directory / "nedge.toml"
+    done = subprocess.run(
+        [sys.executable, "-m", "nedge", "replay", str(capture), "--config", str(toml), "--json"],
+        capture_output=True,
+        env=environment(),
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    replayed = judged([json.loads(line) for line in done.stdout.splitlines()])
+    assert replayed.keys() == live.keys()
+    assert replayed == live
+    verdicts = [said[0] for flows in live.values() for said in flows]
+    assert verdicts.count("drop") >= 16
+    assert verdicts.count("pass") >= 14
