@@ -183,6 +183,24 @@ def _country_lookup(path: Path | None) -> CountryLookup | None:
     return lookup
 
 
+def rehearse(config: Config) -> None:
+    """Build all that a live engine needs, once, so that what is wrong with it is found before workers start.
+
+    Raises ConfigError or DpiError.
+    """
+    assembly = assemble(config)
+    if config.eve.path is not None:
+        _event_file(config.eve.path, assembly.classifier).close()
+    assembly.close()
+
+
+def _event_file(path: Path, classifier: Classifier) -> EveFile:
+    try:
+        return EveFile(path, classifier)
+    except OSError as error:
+        raise ConfigError(f"eve.path: {path}: cannot be written: {error.strerror}") from None
+
+
 @contextmanager
 def live(config: Config) -> Iterator[Engine]:
     """An engine for live traffic; its events go to the configured EVE file. Ends all of it."""
@@ -191,10 +209,7 @@ def live(config: Config) -> Iterator[Engine]:
     def sink_for(classifier: Classifier) -> Sink:
         if config.eve.path is None:
             return ignore
-        try:
-            files.append(EveFile(config.eve.path, classifier))
-        except OSError as error:
-            raise ConfigError(f"eve.path: {config.eve.path}: cannot be written: {error.strerror}") from None
+        files.append(_event_file(config.eve.path, classifier))
         return files[0]
 
     assembly = assemble(config, sink_for)

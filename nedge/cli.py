@@ -40,6 +40,8 @@ FAILED, USAGE = 1, 2
 
 def main() -> None:
     """Entry point of the `nedge` command."""
+    if sys.stdout is None:  # closed by who started us: nobody wants to hear
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         app()
     except (ConfigError, DpiError) as error:
@@ -94,7 +96,7 @@ def replay(
     from nedge.replay import CaptureError
     from nedge.replay import replay as replay_capture
 
-    if not capture.is_file():
+    if capture.is_dir() or not capture.exists():
         fail(f"{capture}: {'is a directory' if capture.is_dir() else 'no such file'}", USAGE)
     records: list[dict[str, Any]] = []
 
@@ -128,13 +130,13 @@ def replay(
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
-    from nedge.assemble import assemble, live
+    from nedge.assemble import live, rehearse
     from nedge.dpi.selftest import check as check_dpi
     from nedge.gateway.run import run as run_gateway
 
     settings = configure(config)
     check_dpi(settings.dpi.library)
-    assemble(settings).close()  # what is wrong with it is said here, once, and not by every worker
+    rehearse(settings)
     tame_garbage_collector()
     sys.exit(run_gateway(settings, live))
 

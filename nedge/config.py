@@ -7,19 +7,48 @@ from __future__ import annotations
 
 import tomllib
 from difflib import get_close_matches
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from nedge.core.marks import DEFAULT_MASK, is_mask
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import DEFAULT_DROP_SCORE
 
-Network = Annotated[IPv4Network | IPv6Network, Field(union_mode="left_to_right")]
+
+def _network(value: Any) -> IPv4Network | IPv6Network:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    try:
+        return ip_network(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError("an IPv4 or IPv6 network such as 192.168.1.0/24, without host bits") from None
+
+
+def _address(value: str) -> str:
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        raise ValueError("an IPv4 or IPv6 address") from None
+
+
+Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
+Address = Annotated[str, AfterValidator(_address)]
+File = Annotated[Path, Field(strict=False)]
 PassOrDrop = Literal["pass", "drop"]
 Score = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
 
 LOCAL_NETWORKS = (
     "10.0.0.0/8",
@@ -43,7 +72,7 @@ class ConfigError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Gateway(_Section):
@@ -79,7 +108,7 @@ class NetworkSection(_Section):
     """What is local."""
 
     local: list[Network] = Field(default_factory=lambda: [_network(text) for text in LOCAL_NETWORKS])
-    own_addresses: list[str] = []
+    own_addresses: list[Address] = []
     """Addresses of this box: local too."""
 
 
@@ -90,7 +119,7 @@ class VerdictSection(_Section):
     """Flow score from which a flow is dropped; 0 = never."""
     host_drop_score: Score = 0
     """Live host score from which all of a host's flows are dropped; 0 = never."""
-    quarantine_seconds: Annotated[float, Field(gt=0)] = 300
+    quarantine_seconds: Seconds = 300
     block_statuses: list[str] = ["status_blacklisted"]
     """Statuses that block by themselves, whatever the score."""
 
@@ -126,27 +155,27 @@ class Limits(_Section):
     max_flows: Annotated[int, Field(ge=1)] = 1_000_000
     detection_packets: Annotated[int, Field(ge=1, le=32)] = 12
     """Packets after which a flow is judged unclassified."""
-    detection_seconds: Annotated[float, Field(gt=0)] = 5
+    detection_seconds: Seconds = 5
     """Silence after which a flow is judged unclassified."""
-    idle_seconds: Annotated[float, Field(gt=0)] = 60
-    closed_seconds: Annotated[float, Field(gt=0)] = 15
+    idle_seconds: Seconds = 60
+    closed_seconds: Seconds = 15
     """Silence that ends a closed or half-open TCP flow."""
 
 
 class Lists(_Section):
     """Files with one entry a line; # starts a comment. Relative paths: to the configuration file."""
 
-    malware_hosts: list[Path] = []
+    malware_hosts: list[File] = []
     """Addresses and networks."""
-    malware_domains: list[Path] = []
-    mining_domains: list[Path] = []
-    advertisement_domains: list[Path] = []
-    allow_hosts: list[Path] = []
+    malware_domains: list[File] = []
+    mining_domains: list[File] = []
+    advertisement_domains: list[File] = []
+    allow_hosts: list[File] = []
     """Addresses and networks that are never blocked, except by the operator."""
 
 
 class GeoIP(_Section):
-    country_database: Path | None = None
+    country_database: File | None = None
     """A database in MaxMind's format with country.iso_code, such as GeoLite2-Country.mmdb."""
 
 
@@ -158,7 +187,7 @@ class Dpi(_Section):
 
 
 class Eve(_Section):
-    path: Path | None = None
+    path: File | None = None
     """File for events, a JSON object a line. Relative: to the configuration file."""
 
 
@@ -171,10 +200,17 @@ class Log(_Section):
 class Scripts(BaseModel):
     """User scripts. Every other key is a table with one script's settings."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    directories: list[Path] = [SHIPPED_POLICIES]
+    directories: list[File] = [SHIPPED_POLICIES]
     """Relative paths: to the configuration file."""
+
+    @model_validator(mode="after")
+    def _tables(self) -> Scripts:
+        for key, value in (self.__pydantic_extra__ or {}).items():
+            if not isinstance(value, dict):
+                raise ValueError(f"scripts.{key}: found {value!r}; allowed is a table: [scripts.{key}]")
+        return self
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -215,13 +251,9 @@ def load(path: Path) -> Config:
     return _resolve(config, path.parent)
 
 
-def _network(text: str) -> IPv4Network | IPv6Network:
-    return ip_network(text)
-
-
 def _sentence(problem: Any) -> str:
     """One pydantic error as: key, what was found, what is allowed."""
-    location = [str(part) for part in problem["loc"] if part not in ("IPv4Network", "IPv6Network")]
+    location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         allowed = _keys_of(location[:-1])
@@ -232,8 +264,8 @@ def _sentence(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if problem["type"] == "string_pattern_mismatch":
         message = "1 to 15 characters, without spaces or slashes (a network interface name)"
-    if problem["type"] in ("ip_v4_network", "ip_v6_network"):
-        message = "an IPv4 or IPv6 network such as 192.168.1.0/24, without host bits"
+    if message.startswith(f"{key}."):  # a sentence already
+        return str(message)
     return f"{key}: found {found!r}; allowed is {message}"
 
 

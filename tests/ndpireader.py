@@ -92,14 +92,14 @@ def ndpi_reader(capture: Path) -> list[ReaderFlow]:
             check=False,
             timeout=DEADLINE,
         )
-        if done.returncode != 0 or not out.exists():
-            words = done.stderr.decode(errors="replace").strip()
+        words = (done.stdout + done.stderr).decode(errors="replace").strip()
+        if done.returncode != 0 or "ERROR" in words:  # its exit status is 0 also for a file that is not there
             raise RuntimeError(f"ndpiReader {capture}: exit status {done.returncode}: {words}")
         return parse_flows(out.read_text(errors="backslashreplace"))
 
 
 def parse_flows(text: str) -> list[ReaderFlow]:
-    """Every flow of ndpiReader's report, detected or not. Names off the wire may hold anything, newlines too."""
+    """Every flow of ndpiReader's report, detected or not. Names off the wire may hold anything."""
     flows = []
     for line in text.split("\n"):
         if not _FLOW_START.match(line):
@@ -175,7 +175,7 @@ def _spelled(address: str) -> str:
 
 
 def merge(flows: Iterable[ReaderFlow]) -> list[ReaderFlow]:
-    """One flow per key, in order: named as the first of them, packets summed from the first one's client on."""
+    """One flow per key, named and directed as the first of them; packets are summed."""
     merged: dict[Key, ReaderFlow] = {}
     for flow in flows:
         first = merged.get(flow.key)
@@ -200,7 +200,7 @@ class Difference:
 
     @property
     def what(self) -> str:
-        """In what they differ, a word each: `missing`, `extra`, or of direction, protocol, category, packets."""
+        """`missing`, `extra`, or in what they differ: `direction`, `protocol`, `category`, `packets`."""
         if self.nedge is None:
             return "missing"
         if self.reader is None:

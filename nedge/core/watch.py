@@ -38,12 +38,18 @@ class Watch(Protocol):
 
 
 class _Cursor:
-    """Gives the bytes of TCP segments once each, and says where some are missing."""
+    """Gives the bytes of TCP segments once each, and says where some are missing.
 
-    __slots__ = ("_next",)
+    A segment far ahead may be a deceit that the server throws away, so what should have come in its place is
+    still taken when it comes.
+    """
+
+    __slots__ = ("_end", "_hole", "_top")
 
     def __init__(self) -> None:
-        self._next = -1
+        self._end = -1  # of the bytes given last
+        self._top = 0  # of all bytes given
+        self._hole = -1  # where the lowest hole starts
 
     def take(self, packet: Packet) -> tuple[bytes, int, int]:
         """New bytes, how many are missing before them, and how many behind them (not captured)."""
@@ -52,18 +58,25 @@ class _Cursor:
             return b"", 0, 0
         payload = packet.payload_bytes()
         start = (packet.seq + 1) & _MASK if packet.flags & SYN else packet.seq
-        missing = 0
-        if self._next >= 0:
-            ahead = (start - self._next) & _MASK
-            if ahead >= _HALF:  # bytes already seen
-                seen = (self._next - start) & _MASK
+        end = (start + length) & _MASK
+        if self._end < 0:
+            self._top = end
+        else:
+            ahead = (start - self._top) & _MASK
+            if ahead < _HALF:
+                if ahead and self._hole < 0:
+                    self._hole = self._top
+                self._top = end
+            elif self._hole >= 0 and (start - self._hole) & _MASK < _HALF:
+                self._hole = end
+            else:  # bytes already seen, and perhaps new ones behind them
+                seen = (self._top - start) & _MASK
                 if seen >= length:
                     return b"", 0, 0
-                payload = payload[seen:]
-                length -= seen
-            else:
-                missing = ahead
-        self._next = (start + packet.payload_length) & _MASK
+                payload, start, length = payload[seen:], self._top, length - seen
+                self._top = end
+        missing = (start - self._end) & _MASK if self._end >= 0 else 0
+        self._end = end
         return payload, missing, max(0, length - len(payload))
 
 

@@ -5,6 +5,7 @@ Passwords that nDPI may have seen are no part of `Facts`, so they cannot get her
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,14 +28,15 @@ _PROTO_NAMES = {
     SCTP: "SCTP",
 }
 _TLS_VERSIONS = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
+_LAST_TIME = 253_402_300_799  # the end of the year 9999
 _SEVERITIES = {"error": 1, "warning": 2, "notice": 3, "info": 3}
 
 _log = structlog.get_logger(__name__)
 
 
 def eve_time(when: float) -> str:
-    """Epoch seconds -> EVE's time stamp, in UTC with microseconds."""
-    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f+0000")
+    """Epoch seconds -> EVE's time stamp, in UTC with microseconds; what no calendar has, as its last day."""
+    return datetime.fromtimestamp(min(max(when, 0), _LAST_TIME), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f+0000")
 
 
 def proto_name(proto: int) -> str:
@@ -173,7 +175,16 @@ def _facts(facts: Facts) -> dict[str, Any]:
 
 def to_json(record: dict[str, Any]) -> bytes:
     """One line, newline included. What JSON cannot hold (bytes, sets of a script) becomes its text."""
-    return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    try:
+        return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # a script's integers beyond 64 bits, odd keys, or text that is no Unicode
+        return json.dumps(_plain(record), default=str).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple | set) else value
 
 
 class EveFile:

@@ -1,6 +1,6 @@
 """Traffic for the live tests: clients that say exactly what goes into which packet, and small servers.
 
-Imported by the tests, and run in the lab's namespaces: `python traffic.py exchange | reversed | serve | echo`.
+Imported by the tests, and run in the lab's namespaces: `python traffic.py exchange`, `serve` and so on.
 """
 
 from __future__ import annotations
@@ -198,12 +198,21 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 
 
 def run_reversed(
-    client: Host, server: Host, source: str, target: str, port: int, segments: Sequence[bytes], *, answered: bool
+    client: Host,
+    server: Host,
+    source: str,
+    target: str,
+    port: int,
+    segments: Sequence[bytes],
+    *,
+    answered: bool,
 ) -> Outcome:
     """Send segments in reverse order, on a connection from `source`. Gives what came back."""
     version = ["-6"] if ":" in source else []
     server.run(
-        ["ip", *version, "neigh", "replace", source, "lladdr", CLIENT_MAC, "dev", "eth0"], timeout=10, check=True
+        ["ip", *version, "neigh", "replace", source, "lladdr", CLIENT_MAC, "dev", "eth0"],
+        timeout=10,
+        check=True,
     )
     told = json.dumps(
         {
@@ -236,7 +245,9 @@ class RawClient:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
         self._socket.bind(("eth0", kind))
         macs = (SERVER_MAC, CLIENT_MAC)
-        self._ethernet = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in macs) + struct.pack(">H", kind)
+        self._ethernet = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in macs) + struct.pack(
+            ">H", kind
+        )
 
     def connect(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -268,7 +279,16 @@ class RawClient:
 
     def _send(self, flags: int, sequence: int, payload: bytes = b"") -> None:
         tcp = struct.pack(
-            ">HHIIBBHHH", self.port, self._target_port, sequence, self._acknowledged, 5 << 4, flags, 65535, 0, 0
+            ">HHIIBBHHH",
+            self.port,
+            self._target_port,
+            sequence,
+            self._acknowledged,
+            5 << 4,
+            flags,
+            65535,
+            0,
+            0,
         )
         length = len(tcp) + len(payload)
         pseudo = b"".join(self._ends) + struct.pack(">II" if self._v6 else ">HH", *self._pseudo(length))
@@ -354,7 +374,9 @@ def packets(capture: Path) -> list[Seen]:
 
 def arrived(seen: Sequence[Seen], port: int) -> bytes:
     """What came from a client's port: all its payload, what was sent again only once."""
-    by_sequence = {(packet.sequence, packet.payload): packet.payload for packet in seen if packet.source_port == port}
+    by_sequence = {
+        (packet.sequence, packet.payload): packet.payload for packet in seen if packet.source_port == port
+    }
     return b"".join(payload for _, payload in sorted(by_sequence.items()))
 
 
@@ -385,7 +407,9 @@ CSeq: 1 OPTIONS
 Content-Length: 0
 
 """
-_SNMP_GET = bytes.fromhex("302902010104067075626c6963a01c02040a0b0c0d020100020100300e300c06082b060102010101000500")
+_SNMP_GET = bytes.fromhex(
+    "302902010104067075626c6963a01c02040a0b0c0d020100020100300e300c06082b060102010101000500"
+)
 
 CONVERSATIONS = {
     "ftp": Conversation(
@@ -438,7 +462,9 @@ CONVERSATIONS = {
     ),
     "redis": Conversation("tcp", 6379, [("c", b"*1\r\n$4\r\nPING\r\n"), ("s", b"+PONG\r\n")]),
     "mqtt": Conversation(
-        "tcp", 1883, [("c", bytes.fromhex("101000044d5154540402003c0004") + b"test"), ("s", b"\x20\x02\x00\x00")]
+        "tcp",
+        1883,
+        [("c", bytes.fromhex("101000044d5154540402003c0004") + b"test"), ("s", b"\x20\x02\x00\x00")],
     ),
     "ntp": Conversation("udp", 123, [("c", b"\x23" + bytes(47)), ("s", b"\x24\x02" + bytes(46))]),
     "snmp": Conversation("udp", 161, [("c", _SNMP_GET), ("s", _SNMP_GET.replace(b"\xa0\x1c", b"\xa2\x1c"))]),
@@ -457,7 +483,12 @@ CONVERSATIONS = {
         3478,
         [
             ("c", b"\x00\x01\x00\x00\x21\x12\xa4\x42" + bytes(range(12))),
-            ("s", bytes.fromhex("0101000c2112a442") + bytes(range(12)) + bytes.fromhex("0020000800011122334455 66")),
+            (
+                "s",
+                bytes.fromhex("0101000c2112a442")
+                + bytes(range(12))
+                + bytes.fromhex("0020000800011122334455 66"),
+            ),
         ],
     ),
     "unknown": Conversation("tcp", 40999, [("c", b"\x9c\x01\xfe" * 9), ("s", b"\x81\x90\x05" * 7)] * 3),
@@ -491,7 +522,9 @@ def _listening(proto: str, port: int) -> socket.socket:
     return sock
 
 
-def _serve(services: Sequence[tuple[str, int, Callable[[socket.socket], None], Callable[[bytes], bytes]]]) -> None:
+def _serve(
+    services: Sequence[tuple[str, int, Callable[[socket.socket], None], Callable[[bytes], bytes]]],
+) -> None:
     """For each service: what to do with a connection, or the answer to a datagram."""
     selector = selectors.DefaultSelector()
     for proto, port, connected, answer in services:

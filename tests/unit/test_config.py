@@ -148,7 +148,7 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         ("[verdict]\ndrop_score = -1", ["verdict.drop_score", "-1", "0"]),
         ("[verdict]\ndrop_score = 'high'", ["verdict.drop_score", "'high'", "integer"]),
         ("[verdict]\nquarantine_seconds = 0", ["verdict.quarantine_seconds", "0", "greater than 0"]),
-        ("[verdict]\nblock_statuses = ['status_x']", ["verdict.block_statuses", "'status_x'", "_blacklisted"]),
+        ("[verdict]\nblock_statuses = ['status_x']", ["verdict.block_statuses", "'status_x'", "blacklisted"]),
         ("[verdict]\nblock_statuses = ['status_normal']", ["verdict.block_statuses", "'status_normal'"]),
         ("[failures]\nmalformed = 'reject'", ["failures.malformed", "'reject'", "'pass' or 'drop'"]),
         ("[limits]\nmax_flows = 0", ["limits.max_flows", "0", "1"]),

@@ -287,8 +287,6 @@ def test_packets_put_expiry_off() -> None:
     assert len(ended(rig)) == 1
 
 
-# BUG: a flow that closes after the timer of its detection waits for the one that was set when it was open: up
-# to 60 s of silence instead of 15. Its hosts keep its scores as long.
 @pytest.mark.parametrize("closed_at", [1.0, 7.0, 20.0, 55.0, 100.0])
 def test_a_closed_flow_ends_after_15_seconds_whenever_it_closed(closed_at: float) -> None:
     rig = Rig()

@@ -108,7 +108,7 @@ WAYS: dict[str, Callable[[str], Tcp]] = {
     "second, behind a keep-alive": lambda name: second(GOOD, name, stray(ACK, -1)),
     "second, behind a SYN again": lambda name: second(GOOD, name, stray(SYN, -len(GOOD) - 1)),
     "second, behind a stray SYN": lambda name: second(GOOD, name, stray(SYN, 7000)),
-    # BUG: data outside the server's window is held, and at the 17th segment taken for where the stream is
+    # Data outside the window of the server
     "second, behind segments from nowhere": lambda name: second(GOOD, name, nowhere),
     "pipelined behind an Upgrade": lambda name: connection().client(good("Upgrade: x") + http_request(name)),
     "second, behind an Upgrade": lambda name: second(good("Upgrade: x"), name),
