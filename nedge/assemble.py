@@ -37,6 +37,22 @@ class Assembly:
     runner: Runner
     classifier: NdpiClassifier
 
+    def renew(self, config: Config) -> None:
+        """Judge by another configuration from now on. Raises ConfigError, and then nothing has changed."""
+        directory, names = make_directory(config), make_name_lists(config)
+        runner = make_runner(config, self.classifier)
+        runner.context = self.runner.context
+        self.engine.renew(
+            scripts=runner,
+            policy=make_policy(config),
+            directory=directory,
+            limits=make_limits(config),
+            names=names,
+        )
+        self.engine.inspector.keep_match_payload = runner.wants_match_packet
+        self.runner.close()
+        self.runner = runner
+
     def close(self) -> None:
         self.runner.close()
         self.classifier.close()
@@ -50,17 +66,7 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
     directory = make_directory(config)
     names = make_name_lists(config)
     classifier = NdpiClassifier(load_library(config.dpi.library))
-    scripts, problems = load_scripts(
-        config.scripts.directories, config.scripts.settings, classifier.protocol_id
-    )
-    for problem in problems:
-        if not problem.fatal:
-            _log.warning("script_skipped", problem=str(problem))
-    fatal = [str(problem) for problem in problems if problem.fatal]
-    if fatal:
-        raise ConfigError("\n".join(fatal))
-
-    runner = Runner(scripts)
+    runner = make_runner(config, classifier)
     inspector = Inspector(
         classifier,
         names=names,
@@ -84,6 +90,20 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
         action=lambda flow: decide(engine.evidence(flow, engine.now), engine.policy).action,
     )
     return Assembly(engine, runner, classifier)
+
+
+def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
+    """All scripts, loaded and set up. Raises ConfigError with every script's problems."""
+    scripts, problems = load_scripts(
+        config.scripts.directories, config.scripts.settings, classifier.protocol_id
+    )
+    for problem in problems:
+        if not problem.fatal:
+            _log.warning("script_skipped", problem=str(problem))
+    fatal = [str(problem) for problem in problems if problem.fatal]
+    if fatal:
+        raise ConfigError("\n".join(fatal))
+    return Runner(scripts)
 
 
 def make_policy(config: Config) -> Policy:
@@ -202,8 +222,8 @@ def _event_file(path: Path, classifier: Classifier) -> EveFile:
 
 
 @contextmanager
-def live(config: Config) -> Iterator[Engine]:
-    """An engine for live traffic; its events go to the configured EVE file. Ends all of it."""
+def live(config: Config) -> Iterator[Assembly]:
+    """What judges live traffic; its events go to the configured EVE file. Ends all of it."""
     files: list[EveFile] = []
 
     def sink_for(classifier: Classifier) -> Sink:
@@ -214,7 +234,7 @@ def live(config: Config) -> Iterator[Engine]:
 
     assembly = assemble(config, sink_for)
     try:
-        yield assembly.engine
+        yield assembly
     finally:
         _log.info("engine_totals", **assembly.engine.figures(), events_lost=sum(f.lost for f in files))
         assembly.close()

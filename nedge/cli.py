@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -138,7 +139,16 @@ def run(config: ConfigOption = None) -> None:
     check_dpi(settings.dpi.library)
     rehearse(settings)
     tame_garbage_collector()
-    sys.exit(run_gateway(settings, live))
+    sys.exit(run_gateway(settings, live, partial(reread, config) if config else None))
+
+
+def reread(path: Path) -> Config:
+    """The configuration file as it is now, checked to the end."""
+    from nedge.assemble import rehearse
+
+    settings = load_config(path)
+    rehearse(settings)
+    return settings
 
 
 @app.command()

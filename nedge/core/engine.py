@@ -14,7 +14,7 @@ from nedge.core.events import AlertRaised, FlowEnded, HostQuarantined, Sink, Ver
 from nedge.core.flow import EndReason, Flow, Handshake, Share, StatusRecord
 from nedge.core.hooks import Hook, HookCall, NoScripts, ScriptRunner
 from nedge.core.hosts import Directory, Host, HostBook
-from nedge.core.inspection import Inspector
+from nedge.core.inspection import Inspector, NameLists
 from nedge.core.offload import account, share_of
 from nedge.core.packet import (
     ACK,
@@ -101,6 +101,8 @@ class Engine:
         self.policy = policy or Policy()
         self.limits = limits or Limits()
         self.hosts = HostBook(directory or Directory())
+        self.epoch = 0
+        """Counts changes of policy."""
         self.table = FlowTable(self.limits.max_flows)
         self.counters = Counters()
         self.now = 0.0
@@ -113,6 +115,8 @@ class Engine:
         self._next_id = 1
         self._quarantined: list[Host] = []
         self._quarantine_ends = _NEVER
+        self._newly_cut: list[Host] = []
+        self._cutting = False
 
     def figures(self) -> dict[str, int]:
         """All counters and gauges, flat."""
@@ -150,8 +154,10 @@ class Engine:
             flow = self._open(packet, now)
             if flow is None:
                 counters.table_full += 1
-                self.share = Share.NONE
-                return self.limits.table_full
+                return self._without_flow(self.limits.table_full)
+
+        elif flow.epoch != self.epoch:
+            self._judge_anew(flow, now)
 
         from_client = packet.key == flow.key
         flow.count(packet, from_client, now)
@@ -174,13 +180,19 @@ class Engine:
         return action
 
     def _not_a_packet(self, why: Malformed | Fragment) -> Action:
-        self.share = Share.NONE
         if why is FRAGMENT:
             self.counters.fragments += 1
-            return self.limits.fragment
+            return self._without_flow(self.limits.fragment)
         assert isinstance(why, Malformed)
         self.counters.malformed[why] += 1
-        return self.limits.malformed
+        return self._without_flow(self.limits.malformed)
+
+    def _without_flow(self, action: Action) -> Action:
+        """What a policy says of a packet that belongs to no flow."""
+        self.share = Share.NONE
+        if action:
+            self.counters.dropped_packets += 1
+        return action
 
     def _starts_anew(self, flow: Flow, packet: Packet, now: float) -> bool:
         """Whether the packet opens a new flow on a 5-tuple that has one; that one then ends."""
@@ -214,6 +226,7 @@ class Engine:
         server = self.hosts.acquire(key[3 + size : 3 + 2 * size], client.vlan)
         flow = Flow(self._next_id, key, client, server, packet, now)
         self._next_id += 1
+        flow.epoch = self.epoch
         flow.blacklisted = client.blacklisted or server.blacklisted
         if packet.proto == TCP and not packet.flags & SYN:
             self.counters.midstream += 1
@@ -350,7 +363,15 @@ class Engine:
             self._set_quarantine_end()
             self.counters.quarantines += 1
             self._sink(HostQuarantined(host, now, host.quarantined_until))
-            self.rejudge(host, now)
+            self._newly_cut.append(host)
+        if self._cutting:
+            return
+        self._cutting = True  # judging its flows may cut more hosts: one after the other, however many
+        try:
+            while self._newly_cut:
+                self.rejudge(self._newly_cut.pop(), now)
+        finally:
+            self._cutting = False
 
     def set_score_elsewhere(self, ip: str, vlan: int, score: int) -> None:
         """What the flows of other workers add to a host's score."""
@@ -363,6 +384,31 @@ class Engine:
         for flow in self.table:
             if host is None or flow.client is host or flow.server is host:
                 self.judge(flow, now)
+
+    # A new policy
+
+    def renew(
+        self, *, scripts: ScriptRunner, policy: Policy, directory: Directory, limits: Limits, names: NameLists
+    ) -> None:
+        """Everything that judges is replaced. Live flows are judged anew when their next packet comes.
+
+        The kernel must let them come up (a new generation of marks).
+        """
+        self.scripts, self.policy, self.limits = scripts, policy, limits
+        self.inspector.names = names
+        self.hosts.replace_directory(directory)
+        self.table.max_flows = limits.max_flows
+        self.epoch += 1
+
+    def _judge_anew(self, flow: Flow, now: float) -> None:
+        flow.epoch = self.epoch
+        flow.share = Share.NONE
+        flow.forget_statuses()
+        self.inspector.classify_anew(flow)
+        if flow.detected:
+            self.run_hook(flow, Hook.PROTOCOL_DETECTED, now)
+        else:
+            self.judge(flow, now)
 
     # What the kernel took over
 
@@ -378,11 +424,6 @@ class Engine:
             self.inspector.let_go(flow)
         flow.share = share
         return share
-
-    def take_back(self) -> None:
-        """The kernel has forgotten all shares: whatever it took over comes up again."""
-        for flow in self.table:
-            flow.share = Share.NONE
 
     def begin_reading(self) -> None:
         """A reading of all the kernel's counters begins; see `account` and `end_reading`."""

@@ -92,6 +92,7 @@ class Flow:
         "detected",
         "dpi",
         "dropped_packets",
+        "epoch",
         "facts",
         "facts_at",
         "failures",
@@ -228,6 +229,8 @@ class Flow:
         self.accounted = 0
         """Number of the latest reading of the kernel's counters that it was in."""
 
+        self.epoch = 0
+        """Of the policy that it was judged under."""
         self.operator = Operator.NONE
         self.failures: tuple[Failure, ...] = ()
         self.verdict: Verdict = UNDETECTED
@@ -313,9 +316,17 @@ class Flow:
         self.status_map &= ~status.bit
 
     def release_scores(self) -> None:
-        """The flow ends: its hosts' live scores lose its share."""
+        """The flow ends, or is judged from scratch: its hosts' live scores lose its share."""
         self.client.score_as_client -= self.client_score
         self.server.score_as_server -= self.server_score
+
+    def forget_statuses(self) -> None:
+        """As if no script had seen it."""
+        self.release_scores()
+        self.status_map = self.score = self.client_score = self.server_score = 0
+        self.statuses = None
+        self.alerted_status = self.alerted_score = 0
+        self.failures = tuple(cause for cause in self.failures if cause is not Failure.SCRIPT_ERROR)
 
     @property
     def status_names(self) -> list[str]:

@@ -166,6 +166,11 @@ class Inspector:
 
     # What is known
 
+    def classify_anew(self, flow: Flow) -> None:
+        """Lists have changed: whether the flow's name and ends are on them."""
+        flow.blacklisted = flow.client.blacklisted or flow.server.blacklisted
+        self._set_classification(flow, self.classifier.describe(flow.word))
+
     def _classify(self, flow: Flow, word: int) -> None:
         flow.word = word
         if Failure.UNCLASSIFIED in flow.failures:

@@ -136,6 +136,7 @@ class HttpWatch:
             if not _REQUEST_LINE.match(data):
                 return requests
             self._lost = False
+        searched = max(0, len(self._buffer) - 3)  # no head ends before there
         data = self._buffer + data
         self._buffer = b""
         while data:
@@ -153,14 +154,16 @@ class HttpWatch:
                 elif not line.strip():
                     self._trailers = False
             else:
-                data = data.lstrip(b"\r\n")
-                end = _HEAD_END.search(data)
+                end = _HEAD_END.search(data, searched)
+                if end and not data[: end.end()].strip():
+                    data, searched = data[end.end() :], 0  # empty lines before a request
+                    continue
                 if not end:
-                    if data and not REQUEST_START.match(data):  # another protocol, after CONNECT or Upgrade
+                    if not REQUEST_START.match(data):  # another protocol, after CONNECT or Upgrade
                         self._lose()
                         return requests
                     break
-                head, data = data[: end.end()], data[end.end() :]
+                head, data, searched = data[: end.end()].lstrip(b"\r\n"), data[end.end() :], 0
                 requests.append(self._request(head))
             if self._lost:
                 return requests
@@ -248,14 +251,13 @@ def parse_dns_query(message: bytes) -> tuple[str, int] | None:
 class DnsWatch:
     """The queries of one UDP 5-tuple, or of one TCP connection."""
 
-    __slots__ = ("_buffer", "_cursor", "_skip", "reply_code")
+    __slots__ = ("_buffer", "_cursor", "reply_code")
 
     def __init__(self) -> None:
         self.reply_code = 0
         """RCODE of the latest answer, over UDP."""
         self._cursor = _Cursor()
         self._buffer = b""
-        self._skip = 0
 
     def feed(self, packet: Packet) -> list[Request]:
         if packet.proto != TCP:
@@ -267,11 +269,7 @@ class DnsWatch:
             return [Request(name=query[0], query_type=query[1], head=message)] if query else []
         data, missing, uncaptured = self._cursor.take(packet)
         if missing:  # message borders are lost; segments usually start a message
-            self._buffer, self._skip = b"", 0
-        if self._skip:
-            skipped = min(self._skip, len(data))
-            self._skip -= skipped
-            data = data[skipped:]
+            self._buffer = b""
         data = self._buffer + data
         requests = []
         while len(data) >= 2:
@@ -284,5 +282,5 @@ class DnsWatch:
             data = data[end:]
         self._buffer = data
         if uncaptured:
-            self._buffer, self._skip = b"", 0
+            self._buffer = b""
         return requests

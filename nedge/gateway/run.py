@@ -11,7 +11,9 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import structlog
 
@@ -34,15 +36,28 @@ LINK_DEADLINE = 5.0
 log = structlog.get_logger()
 
 
-EngineMaker = Callable[[Config], AbstractContextManager[Engine]]
-"""Makes the engine of one worker, in that worker's process, and ends it."""
+class Judging(Protocol):
+    """What judges, in one worker."""
+
+    engine: Engine
+
+    def renew(self, config: Config) -> None:
+        """Judge by another configuration. Raises, and then nothing has changed."""
 
 
-def run(config: Config, make_engine: EngineMaker) -> int:
-    """Run the gateway until SIGTERM, SIGINT or SIGHUP. Gives the exit status: 0 if all went well, or 1."""
+JudgingMaker = Callable[[Config], AbstractContextManager[Judging]]
+"""Makes what judges in one worker, in that worker's process, and ends it."""
+
+
+def run(config: Config, make_judging: JudgingMaker, reread: Callable[[], Config] | None = None) -> int:
+    """Run the gateway until SIGTERM or SIGINT. Gives the exit status: 0 if all went well, or 1.
+
+    reread: reads the configuration again, and checks all of it, when SIGHUP comes; raises ValueError or the
+    like if it cannot be used: then the old one stays.
+    """
     try:
         with ExitStack() as undo:
-            _run(config, make_engine, undo)
+            _run(config, make_judging, reread, undo)
     except KernelError as error:
         log.error("gateway_failed", reason=str(error))
         return 1
@@ -50,7 +65,9 @@ def run(config: Config, make_engine: EngineMaker) -> int:
     return 0
 
 
-def _run(config: Config, make_engine: EngineMaker, undo: ExitStack) -> None:
+def _run(
+    config: Config, make_judging: JudgingMaker, reread: Callable[[], Config] | None, undo: ExitStack
+) -> None:
     """Every step leaves in `undo` what takes it back; the last is taken back first."""
     gateway = config.gateway
     fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
@@ -74,7 +91,7 @@ def _run(config: Config, make_engine: EngineMaker, undo: ExitStack) -> None:
 
     count = gateway.workers or os.cpu_count() or 1
     marks = Marks(gateway.mark_mask) if gateway.offload else None
-    supervisor = Supervisor(count, partial(work, config, make_engine, marks, fail_open), signals)
+    supervisor = Supervisor(count, partial(work, config, make_judging, marks, fail_open), signals)
     undo.callback(supervisor.stop)
     supervisor.start()
     lan, wan = tuple(gateway.lan), tuple(gateway.wan)
@@ -107,18 +124,44 @@ def _run(config: Config, make_engine: EngineMaker, undo: ExitStack) -> None:
         workers=count,
     )
     started = time.monotonic()
-    supervisor.serve()
+    while True:
+        supervisor.serve()
+        if signals.received != signal.SIGHUP:
+            break
+        signals.received = None
+        renewed = renew(config, reread) if reread else None
+        if renewed is None:
+            continue
+        config, marks = renewed, marks.next() if marks else None
+        supervisor.renew(partial(work, config, make_judging, marks, fail_open), config, marks)
+        # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
+        rules = replace(rules, marks=marks)
+        rules.install()
+        log.info("reloaded")
     log.info("gateway_stopping", signal=signals.received, seconds=round(time.monotonic() - started, 1))
 
 
+def renew(config: Config, reread: Callable[[], Config]) -> Config | None:
+    """The configuration as it is now; None, and a line in the log, if it cannot be used."""
+    try:
+        renewed = reread()
+    except Exception as error:
+        log.error("reload_failed", reason=str(error))
+        return None
+    if renewed.gateway != config.gateway:
+        log.warning("reload_in_part", reason="changes in [gateway] take effect when nedge starts again")
+        renewed = renewed.model_copy(update={"gateway": config.gateway})
+    return renewed
+
+
 def work(
-    config: Config, make_engine: EngineMaker, marks: Marks | None, fail_open: bool, number: int, link: Link
+    config: Config, make_judging: JudgingMaker, marks: Marks | None, fail_open: bool, number: int, link: Link
 ) -> int:
     """What a worker process does: judge what its queue brings, until it is told to stop."""
     gateway = config.gateway
-    with stop_signals(signal.SIGTERM) as signals, make_engine(config) as engine:
+    with stop_signals(signal.SIGTERM) as signals, make_judging(config) as judging:
         worker = Worker(
-            engine,
+            judging.engine,
             number=gateway.queue + number,
             length=gateway.queue_length,
             mode=gateway.mode,
@@ -126,7 +169,7 @@ def work(
             marks=marks,
         )
         worker.watch(signals, worker.stop)
-        worker.report_to(link)
+        worker.report_to(link, judging.renew)
         link.send({"ready": True})
         worker.run()
         worker.close()

@@ -5,7 +5,8 @@ object a message:
 
     worker -> supervisor    {"ready": true}, {"failed": "why"},
                             {"beat": {counters}, "hosts": [[ip, vlan, score]]}
-    supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]}
+    supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
+                            {"renew": configuration, "generation": of marks}
 
 A worker ends when its supervisor does (the socket closes): the rules stay, open or closed as configured, and
 the next start takes them over.
@@ -25,6 +26,8 @@ from typing import Any, NoReturn
 import orjson
 import structlog
 
+from nedge.config import Config
+from nedge.core.marks import Marks
 from nedge.gateway.signals import StopSignals
 from nedge.kernel.errors import KernelError
 
@@ -142,6 +145,17 @@ class Supervisor:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
             self._replace(time.monotonic())
 
+    def renew(self, work: Callable[[int, Link], int], config: Config, marks: Marks | None) -> None:
+        """All workers judge by another configuration from now on; those that start later, too."""
+        self._work = work
+        message = {
+            "renew": config.model_dump(mode="json"),
+            "generation": marks.generation if marks else 0,
+        }
+        for child in self._children:
+            if child.link is not None:
+                child.link.send(message)
+
     def stop(self) -> None:
         """End all workers; each ends its flows first. One that does not end in time is killed."""
         self._stopping = True
@@ -221,7 +235,9 @@ class Supervisor:
             return
         child.heard = time.monotonic()
         for message in messages:
-            child.ready = child.ready or "ready" in message
+            if "ready" in message:
+                child.ready = True
+                log.info("worker_ready", worker=child.number, seconds=round(child.heard - child.started, 3))
             child.failed = message.get("failed", child.failed)
             child.beat = message.get("beat", child.beat)
             if message.get("hosts"):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import structlog
 
+from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
 from nedge.core.marks import Marks
@@ -54,6 +55,8 @@ class Worker:
         self.engine = engine
         self.mode = mode
         self._marks = marks
+        self._values = self._mark_values()
+        """Mark for each share; changed in place with the generation."""
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
@@ -86,13 +89,18 @@ class Worker:
         self.every(TICK, self._accounting.tick)
 
         def remark(flow: Flow) -> None:
-            conntrack.set_mark(flow.key, marks.value(self._as_allowed(flow.share)), marks.mask)
+            conntrack.set_mark(flow.key, self._values[flow.share], marks.mask)
 
         self.engine.remark = remark
 
-    def _as_allowed(self, share: Share) -> Share:
-        """Who only watches drops nothing."""
-        return Share.PASS if share is Share.DROP and self.mode == "monitor" else share
+    def _mark_values(self) -> list[int]:
+        """The mark for each share. Who only watches drops nothing."""
+        if self._marks is None:
+            return []
+        values = [self._marks.value(share) for share in Share]
+        if self.mode == "monitor":
+            values[Share.DROP] = values[Share.PASS]
+        return values
 
     def _judge(self) -> Judge:
         """Packet -> what the queue shall do with it. The hot path."""
@@ -102,7 +110,7 @@ class Worker:
                 return lambda data, mac: packet(data, clock(), 0, mac) and 0
             return lambda data, mac: packet(data, clock(), 0, mac)
 
-        values = tuple(self._marks.value(self._as_allowed(share)) for share in Share)
+        values = self._values
         monitor = self.mode == "monitor"
 
         def judge(data: bytes, mac: bytes) -> int:
@@ -115,9 +123,13 @@ class Worker:
         """Call `ready` from the loop whenever `fileobj` is readable."""
         self._selector.register(fileobj, selectors.EVENT_READ, ready)
 
-    def report_to(self, link: Link) -> None:
-        """Send heartbeats to the supervisor, hear its messages, and end when it does."""
+    def report_to(self, link: Link, renew: Callable[[Config], None]) -> None:
+        """Send heartbeats to the supervisor, hear its messages, and end when it does.
+
+        renew: makes the engine judge by another configuration.
+        """
         self._link = link
+        self._renew = renew
         self.watch(link, self._hear)
         self.every(BEAT, self._beat)
 
@@ -144,6 +156,19 @@ class Worker:
         for message in messages:
             for ip, vlan, score in message.get("hosts", ()):
                 self.engine.set_score_elsewhere(ip, vlan, score)
+            if "renew" in message:
+                self._take_over(Config.model_validate(message["renew"]), message["generation"])
+
+    def _take_over(self, config: Config, generation: int) -> None:
+        """Another configuration. It has been checked; if it fails here all the same, the old one stays."""
+        try:
+            self._renew(config)
+        except Exception as error:
+            self._engine_failed(error)
+            return
+        if self._marks:
+            self._marks = Marks(self._marks.mask, generation)
+            self._values[:] = self._mark_values()
 
     def every(self, seconds: float, step: Callable[[], None]) -> None:
         """Call `step` from the loop about every so many seconds."""

@@ -47,11 +47,10 @@ def set_names(bridge: str, family: Family) -> tuple[str, str]:
 
 
 class _Entry(NamedTuple):
-    """An entry of a set, as the kernel tells it: an address, or a network in CIDR form."""
+    """An entry of a set: address, or network in CIDR form; seconds left, infinite without a timeout."""
 
     name: str
     left: float
-    """Seconds; infinite without a timeout."""
     packets: int
 
 
@@ -89,21 +88,22 @@ class Quarantine:
 
     def open(self) -> None:
         """Make the sets, or take over with their content those that a crash left. Then call `allow`."""
-        with _errors("set up"):
-            self._kernel = IPSet()
+        with _errors("set up"), contextlib.ExitStack() as undo:
+            self._kernel = undo.enter_context(contextlib.closing(IPSet()))
+            undo.callback(setattr, self, "_kernel", None)
             for side in self._sides.values():
                 _make(self._kernel, side)
                 self._adopt(side)
                 side.networks = {entry.name for entry in self._read(side.allowed)}
+            undo.pop_all()
 
     def close(self) -> None:
         """Destroy the sets, which lets all hosts go. The rules must be gone by now."""
-        if self._kernel is None:
-            return
-        kernel, self._kernel = self._kernel, None
-        with contextlib.closing(kernel), _errors("removed"):
-            for side in self._sides.values():
-                _destroy(kernel, side.cut, side.allowed)
+        if self._kernel is not None:
+            with contextlib.closing(self._kernel) as kernel, _errors("removed"):
+                self._kernel = None
+                for side in self._sides.values():
+                    _destroy(kernel, side.cut, side.allowed)
 
     def rules(self, family: Family) -> list[str]:
         """Rules for the chain, to stand before those that let packets of decided flows pass."""
@@ -171,9 +171,9 @@ class Quarantine:
                 self._fit(side, there)
 
     def check(self) -> bool:
-        """Whether the sets have the size that they should have; if not, they are put right.
+        """Whether the sets have the size that they should have; if not, they do now.
 
-        To read them would take 70 microseconds an entry, this takes few milliseconds in all."""
+        That takes a few milliseconds in all; to read them would take 70 microseconds an entry."""
         with _errors("put back"):
             sound = [self._check(side) for side in self._sides.values()]
         return all(sound)
@@ -207,13 +207,11 @@ class Quarantine:
 
     def _cut(self, side: _Side, name: str) -> None:
         left = side.until[name] - time.monotonic()
-        timeout = 0 if left == math.inf else max(1, round(left))
+        timeout = 0 if left == math.inf else round(left)
         self._kernel.add(side.cut, name, family=side.family, timeout=timeout, exclusive=False)
 
     def _fit(self, side: _Side, there: set[str]) -> bool:
-        """Change the networks there are in a set to what it should hold; says if nothing was to be done.
-
-        New ones first, so that none that stays allowed in another form is cut for a moment."""
+        """Make a set that holds `there` hold what it should, new ones first; says if it did already."""
         for name in side.networks - there:
             self._kernel.add(side.allowed, name, family=side.family, etype="net", exclusive=False)
         for name in there - side.networks:
@@ -280,11 +278,9 @@ def _entry(data: Any) -> _Entry:
 
 def _canonical(networks: Iterable[IPv4Network | IPv6Network]) -> set[str]:
     """Networks without those inside others, as the kernel tells them; it takes no prefix length of 0."""
-    names: set[str] = set()
-    for network in collapse_addresses(networks):  # type: ignore[type-var]
-        parts = network.subnets() if network.prefixlen == 0 else (network,)
-        names.update(map(str, parts))
-    return names
+    collapsed = list(collapse_addresses(networks))  # type: ignore[type-var]
+    parts = (network.subnets() if network.prefixlen == 0 else (network,) for network in collapsed)
+    return {str(network) for part in parts for network in part}
 
 
 def _is(error: Exception, *codes: int) -> bool:

@@ -28,6 +28,7 @@ FAMILIES = pytest.mark.parametrize("family", ["v4", "v6"])
 GATEWAY = """
 import json, os, sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 import structlog
 from nedge.config import Config, Gateway
 from nedge.gateway.run import run
@@ -70,7 +71,7 @@ config = Config(gateway=Gateway(offload=False, **options["gateway"]))
 engine = Engine()
 if options.get("unprivileged"):
     os.setuid(65534)
-sys.exit(run(config, lambda config: nullcontext(engine)))
+sys.exit(run(config, lambda config: nullcontext(SimpleNamespace(engine=engine, renew=None))))
 """
 
 # Answers every datagram on port 7, IPv4 and IPv6, and swallows a TCP stream on port 9: then says its length.

@@ -197,7 +197,6 @@ def test_directory_as_capture(tmp_path: Path) -> None:
     run("replay", tmp_path).check(2, f"nedge: {tmp_path}: is a directory")
 
 
-# BUG: what is no regular file is "no such file".
 def test_capture_through_a_pipe(capture: Path) -> None:
     done = shell("{nedge} replay --json <(cat {capture})", capture=capture)
     done.check(0)
@@ -233,7 +232,6 @@ def test_full_disk(capture: Path, option: str) -> None:
     assert len(done.err.splitlines()) == 1
 
 
-# BUG: AttributeError: 'NoneType' object has no attribute 'buffer'
 @pytest.mark.parametrize("option", ["", "--json"])
 def test_closed_output(capture: Path, option: str) -> None:
     """Either the thing failed, or there was nobody to print for: in any case no traceback."""
@@ -266,7 +264,6 @@ def test_closed_output(capture: Path, option: str) -> None:
             "[scripts.longlived]\nenabled = 3",
             ["[scripts.longlived] enabled: found 3; allowed is true or false"],
         ),
-        # BUG: AttributeError: 'bool' object has no attribute 'get'
         ("[scripts]\nlonglived = false", ["scripts.longlived", "False", "table"]),
     ],
 )
@@ -403,7 +400,6 @@ def test_run_with_wrong_configuration(config) -> None:  # type: ignore[no-untype
     run("run", "--config", config("[gateway]\nmode = 'x'")).check(2, "gateway.mode: found 'x'")
 
 
-# BUG: status 1, since it is a worker that opens the file.
 def test_run_with_an_event_file_that_cannot_be_written(config) -> None:  # type: ignore[no-untyped-def]
     require(os.geteuid() == 0, "root")
     path = config(

@@ -159,7 +159,7 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     "pcap, big endian": lambda: pcap(order=">"),
     "pcap, nanoseconds": lambda: pcap(nano=True),
     "pcap, nanoseconds, big endian": lambda: pcap(nano=True, order=">"),
-    # BUG: the flag P that says so is left in; the link type itself has 16 bits (draft-ietf-opsawg-pcap)
+    # draft-ietf-opsawg-pcap: the link type has 16 bits, the rest says other things
     "pcap with an FCS length in the link type": lambda: pcap(link=ETHERNET | 0x24000000),
     "pcapng": pcapng,
     "pcapng, big endian": lambda: pcapng(order=">"),
@@ -171,7 +171,7 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     + b"".join(block(5, bytes(8)) + enhanced(*each) for each in FRAMES),
     "pcapng with two interfaces": lambda: section() + interface(RAW) + interface()
     + b"".join(enhanced(*each, at=1) for each in FRAMES),
-    # BUG: interfaces count from 0 in each section; scapy goes on counting, so the wrong link type is taken
+    # Interfaces count from 0 in each section
     "pcapng with two sections": lambda: section() + interface(RAW)
     + b"".join(enhanced(time, bytes_[14:]) for time, bytes_ in FRAMES[:2])
     + section() + interface() + b"".join(enhanced(*each) for each in FRAMES[2:]),
@@ -263,7 +263,6 @@ def test_expiry_by_the_captures_time(tmp_path: Path) -> None:
     assert T0 + 60 <= run.flows[0].time <= T0 + 62
 
 
-# BUG: a time stamp that no calendar has: pcapng's 64 bits reach beyond the year 9999, where eve_time fails.
 def test_times_beyond_any_calendar(tmp_path: Path) -> None:
     path = tmp_path / "capture"
     path.write_bytes(section() + interface() + enhanced(2**63 / 10**6, FRAMES[0][1]))
@@ -391,7 +390,6 @@ def test_frame_longer_than_any(tmp_path: Path) -> None:
     engine, message = light(pcap([*FRAMES[:2], huge, FRAMES[3]]), tmp_path / "capture")
     assert len(engine.packets) == 2
     assert "broken after frame 2" in message
-    # BUG: it says that the file ends inside this frame, which it does not.
     assert "ends" not in message
 
 
@@ -401,7 +399,6 @@ def test_frame_longer_than_any(tmp_path: Path) -> None:
         block(6, struct.pack("<5I", 0, 0, 0, 60, 60)[:16]),  # too short for its head
         enhanced(*FRAMES[0])[:-4] + b"\xff\xff\xff\x00",  # the length at the end is another
         struct.pack("<III", 6, 8, 8),  # a length below the smallest
-        # BUG: these are passed over without a word
         enhanced(*FRAMES[0], at=7),  # an interface that was not described
         block(6, struct.pack("<5I", 0, 0, 0, 5000, 5000) + bytes(60)),  # a frame longer than its block
     ],

@@ -207,6 +207,8 @@ def test_other_protocols_are_prohibited() -> None:
 
 
 UDP_OVER = UDP(sport=1, dport=2) / b"x"
+AUTHENTICATION = Raw(bytes((44, 4)) + bytes(22))
+"""A header whose length is counted unlike that of all others; a fragment header follows."""
 
 
 @pytest.mark.parametrize(
@@ -220,21 +222,22 @@ UDP_OVER = UDP(sport=1, dport=2) / b"x"
         head(4, src="239.1.1.1") / UDP_OVER,
         head(4, flags="MF") / UDP_OVER,
         head(4, frag=100) / UDP_OVER,
-        head(4) / IP() / UDP_OVER,  # in a tunnel
-        head(4) / IPv6() / UDP_OVER,
-        head(4, proto=58) / b"\x80\0\0\0",
+        head(4) / IP(src=A, dst=B) / UDP_OVER,  # in a tunnel
+        head(4) / IPv6(src=A6, dst=B6) / UDP_OVER,
+        head(4, proto=58) / b"\x08\0\0\0",
         head(6) / ICMPv6DestUnreach() / b"12345678",
         head(6) / ICMPv6TimeExceeded() / b"12345678",
         head(6) / ICMPv6EchoReply(),
         head(6) / ICMPv6ND_NS(),
         head(6) / IPv6ExtHdrDestOpt() / ICMPv6TimeExceeded() / b"12345678",
-        head(6, nh=1) / b"\x08\0\0\0",
+        head(6, nh=1) / b"\x80\0\0\0",
         head(6, dst="ff02::fb") / UDP_OVER,
         head(6, src="ff02::1") / UDP_OVER,
         head(6, src="::") / UDP_OVER,
         head(6, src="::1") / UDP_OVER,
         head(6) / IPv6ExtHdrFragment(m=1) / UDP_OVER,
         head(6) / IPv6ExtHdrHopByHop() / IPv6ExtHdrFragment(m=1) / UDP_OVER,
+        head(6, nh=51) / AUTHENTICATION / IPv6ExtHdrFragment(m=1) / UDP_OVER,
         head(6) / IPv6ExtHdrFragment(offset=10) / UDP_OVER,
         head(6) / IPv6ExtHdrRouting(addresses=["2001:db8::3"], segleft=1) / UDP_OVER,
     ],

@@ -1,0 +1,181 @@
+"""What the kernel does by itself: decided flows, their counters and ends, reloads, workers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from nedge.lab.gateway import EVENTS, PORTS, Gateway
+from nedge.lab.servers import ServerSet
+from nedge.lab.topology import Lab
+
+URL = "http://10.99.0.1"
+
+# A TLS client that says what it hears of each path it asks for, one connection for all.
+KEPT = """
+import socket, ssl, sys
+name = sys.argv[1]
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+with context.wrap_socket(socket.create_connection(("10.99.0.1", 443), 5), server_hostname=name) as s:
+    s.settimeout(1.5)
+    for line in sys.stdin:
+        try:
+            s.sendall(f"GET /{line.strip()} HTTP/1.1\\r\\nHost: {name}\\r\\n\\r\\n".encode())
+            print("answered" if s.recv(4096) else "closed", flush=True)
+        except TimeoutError:
+            print("silence", flush=True)
+"""
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
+    """Wait for a condition; fails when the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def curl(lab: Lab, url: str, *options: str, timeout: float = 3) -> bool:
+    """Whether it is answered."""
+    command = ["curl", "-sSk", "-o", "/dev/null", "-m", str(timeout), *options, url]
+    return lab.client.run(command, timeout=timeout + 10).returncode == 0
+
+
+def https(lab: Lab, name: str) -> bool:
+    return curl(lab, f"https://{name}/", "--resolve", f"{name}:443:10.99.0.1", timeout=1.5)
+
+
+def connections(lab: Lab) -> str:
+    return lab.gateway.run(["conntrack", "-L"]).stdout
+
+
+class Kept:
+    """A connection that stays open."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self._lab = lab
+        self._process = lab.client.popen(
+            [sys.executable, "-c", KEPT, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def ask(self) -> str:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("x\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        self._lab.client.stop(self._process, grace=0)
+
+
+@contextmanager
+def kept(lab: Lab, name: str) -> Iterator[Kept]:
+    connection = Kept(lab, name)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def test_counters_are_those_of_the_kernel(lab: Lab, servers: ServerSet) -> None:
+    size = 20_000_000
+    with Gateway(lab, PORTS + EVENTS) as gateway:
+        for scheme in ("http", "https"):
+            assert curl(lab, f"{scheme}://10.99.0.1/bytes/{size}", timeout=30)
+        queued = lab.gateway.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.split()[7]
+        assert int(queued) < 100, "bulk data must not come up"
+        closed = time.monotonic()
+        until(lambda: len(gateway.events()) == 2, 20)
+        assert time.monotonic() - closed < 16
+        for event in gateway.events():
+            flow = event["flow"]
+            assert flow["reason"] == "closed"
+            assert size < flow["bytes_toclient"] < size * 1.1
+            # 1,448 bytes of payload a packet, and the packets of the handshakes
+            assert size / 1448 <= flow["pkts_toclient"] < size / 1448 * 1.2
+            assert flow["pkts_toserver"] > 10
+
+
+def test_a_blocked_connection_is_dropped_by_the_kernel(lab: Lab, servers: ServerSet) -> None:
+    settings = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
+    with Gateway(lab, PORTS + EVENTS + settings) as gateway:
+        assert not https(lab, "blocked.example")
+        assert "mark=536870912" in connections(lab)  # drop, generation 0, in the upper four bits
+        assert https(lab, "www.example")
+        gateway.stop()
+        assert [e["nedge"]["verdict"] for e in gateway.events()].count("drop") == 1
+    assert not servers.received(host="blocked.example")
+
+
+def test_other_bits_of_marks_stay(lab: Lab, servers: ServerSet) -> None:
+    """Somebody else marks the connection, and we do not notice, nor disturb."""
+    with Gateway(lab, PORTS + EVENTS):
+        mark = ["-j", "CONNMARK", "--set-xmark", "0x5/0xff"]
+        lab.gateway.run(["iptables", "-t", "mangle", "-A", "PREROUTING", *mark], check=True)
+        assert curl(lab, URL)
+        assert "mark=805306373" in connections(lab)  # 0x30000005
+        lab.gateway.run(["iptables", "-t", "mangle", "-D", "PREROUTING", *mark], check=True)
+
+
+def test_reload(lab: Lab, servers: ServerSet) -> None:
+    """Live connections follow a change of policy, both ways; a policy that is wrong changes nothing."""
+    blocked = '[scripts.blocked_hostname]\ndomains = ["www.example"]\n'
+    with Gateway(lab, PORTS + EVENTS) as gateway, kept(lab, "www.example") as connection:
+        assert connection.ask() == "answered"
+        path = gateway.directory / "nedge.toml"
+
+        def reload(text: str, outcome: str) -> None:
+            before = gateway.log.count(outcome)
+            path.write_text(PORTS + EVENTS + text)
+            os.kill(gateway.pid, signal.SIGHUP)
+            until(lambda: gateway.log.count(outcome) > before)
+
+        reload(blocked, '"reloaded"')
+        assert connection.ask() == "silence"
+        assert not https(lab, "www.example")
+        assert https(lab, "allowed.example")
+        reload("[verdict]\ndrop_score = 'x'\n", '"reload_failed"')
+        assert "verdict.drop_score: found 'x'" in gateway.log
+        assert not https(lab, "www.example")
+        reload("", '"reloaded"')
+        assert https(lab, "www.example")
+        until(lambda: connection.ask() == "answered")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_dies_or_hangs_is_replaced(lab: Lab, servers: ServerSet, how: signal.Signals) -> None:
+    settings = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
+    with Gateway(lab, PORTS + EVENTS + settings) as gateway, kept(lab, "www.example") as connection:
+        assert connection.ask() == "answered"
+        assert not https(lab, "blocked.example")
+        (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()
+        os.kill(int(worker), how)
+        assert connection.ask() == "answered"  # the kernel carries on
+        until(lambda: gateway.log.count("worker_ready") == 2, 3)
+        assert https(lab, "www.example")
+        assert not https(lab, "blocked.example")
+        assert connection.ask() == "answered"
+        assert lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split() != [worker]
+
+
+def test_workers_share_the_load(lab: Lab, servers: ServerSet) -> None:
+    settings = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
+    with Gateway(lab, PORTS + "workers = 2\n" + EVENTS + settings) as gateway:
+        assert '"workers": 2' in gateway.log
+        for name in ("www.example", "allowed.example"):
+            assert https(lab, name)
+        assert not https(lab, "blocked.example")
+        assert curl(lab, "http://[fd99::1]/")
+        gateway.stop()
+        assert gateway.status == 0
+        assert len(gateway.events()) == 4
