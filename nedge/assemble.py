@@ -11,14 +11,15 @@ import maxminddb
 import structlog
 
 from nedge.config import Config, ConfigError
-from nedge.core.engine import Engine, Limits
+from nedge.core.engine import Engine
 from nedge.core.events import Sink, ignore
 from nedge.core.facts import Classifier
 from nedge.core.hosts import CountryLookup, Directory
 from nedge.core.inspection import Inspector, NameLists
+from nedge.core.limits import Limits
 from nedge.core.lists import DomainSet, NetworkSet
 from nedge.core.status import STATUS_TYPES
-from nedge.core.verdict import Action, Failure, Policy, decide
+from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
 from nedge.export.eve import EveFile
 from nedge.scripts.api import Context
@@ -87,7 +88,7 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
         directory=lambda: engine.hosts.directory,
         risk_names=classifier.risk_names,
         risks=lambda flow: flow.dpi.risks() if flow.dpi is not None else flow.risks,
-        action=lambda flow: decide(engine.evidence(flow, engine.now), engine.policy).action,
+        action=lambda flow: engine.verdicts.action(flow, engine.now),
     )
     return Assembly(engine, runner, classifier)
 

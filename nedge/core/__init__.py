@@ -10,5 +10,7 @@ Nothing here opens a file or socket, reads a clock or starts a process. The way 
     facts                  what inspection (nDPI) is asked and answers, as protocols
     hooks                  what user scripts are called with, as protocols
     hosts, lists           both ends of a flow, and what is known of them
+    judge.Judge            runs hooks, keeps scores, judges flows anew
     verdict.decide         pass, drop or reject, and why: the one place
+    offload, marks         what of a flow the kernel takes over, and how it is told
 """

@@ -6,15 +6,15 @@ change anything, and give the flow's verdict. Hooks run inside, before the packe
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from nedge.core.events import AlertRaised, FlowEnded, HostQuarantined, Sink, VerdictChanged, ignore
-from nedge.core.flow import EndReason, Flow, Handshake, Share, StatusRecord
-from nedge.core.hooks import Hook, HookCall, NoScripts, ScriptRunner
-from nedge.core.hosts import Directory, Host, HostBook
+from nedge.core.events import FlowEnded, Sink, ignore
+from nedge.core.flow import EndReason, Flow, Handshake, Share
+from nedge.core.hooks import Hook, NoScripts, ScriptRunner
+from nedge.core.hosts import Directory, HostBook
 from nedge.core.inspection import Inspector, NameLists
+from nedge.core.judge import Judge
+from nedge.core.limits import Counters, Limits
 from nedge.core.offload import account, share_of
 from nedge.core.packet import (
     ACK,
@@ -33,51 +33,12 @@ from nedge.core.packet import (
     decode,
     reverse_key,
 )
-from nedge.core.status import status_types
 from nedge.core.table import FlowTable
-from nedge.core.verdict import Action, Evidence, Failure, Operator, Policy, decide
+from nedge.core.verdict import Action, Failure, Operator, Policy
 from nedge.core.watch import DnsWatch, parse_dns_query
 
-_NEVER = float("inf")
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
-_BLOCKED = status_types.status_blocked
-
-
-@dataclass(slots=True, kw_only=True)
-class Limits:
-    """Bounds on what the engine holds and waits for. Seconds are without any packet of the flow."""
-
-    max_flows: int = 1_000_000
-    detection_seconds: float = 5.0
-    closed_seconds: float = 15.0
-    """A flow that saw a FIN or RST, or never completed its handshake."""
-    idle_seconds: float = 60.0
-    quarantine_seconds: float = 300.0
-    table_full: Action = Action.PASS
-    """What happens to packets of new flows when the table is full."""
-    malformed: Action = Action.PASS
-    fragment: Action = Action.PASS
-    """Non-first fragments; on a bridge the kernel reassembles before we see them."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the engine did. All only grow."""
-
-    packets: int = 0
-    bytes: int = 0
-    flows: int = 0
-    dropped_packets: int = 0
-    fragments: int = 0
-    table_full: int = 0
-    dpi_errors: int = 0
-    script_errors: int = 0
-    midstream: int = 0
-    unclassified: int = 0
-    alerts: int = 0
-    quarantines: int = 0
-    malformed: Counter[Malformed] = field(default_factory=Counter)
 
 
 class Engine:
@@ -97,8 +58,6 @@ class Engine:
         """`remark`: there is a kernel that takes flows over; called when the share it was given changes."""
         self.inspector = inspector
         inspector.on_news = self._news
-        self.scripts: ScriptRunner = scripts or NoScripts()
-        self.policy = policy or Policy()
         self.limits = limits or Limits()
         self.hosts = HostBook(directory or Directory())
         self.epoch = 0
@@ -113,10 +72,21 @@ class Engine:
         self.remark = remark
         self._readings = 0
         self._next_id = 1
-        self._quarantined: list[Host] = []
-        self._quarantine_ends = _NEVER
-        self._newly_cut: list[Host] = []
-        self._cutting = False
+        self.verdicts = Judge(
+            scripts or NoScripts(),
+            policy or Policy(),
+            hosts=self.hosts,
+            table=self.table,
+            counters=self.counters,
+            quarantine_seconds=self.limits.quarantine_seconds,
+            sink=sink,
+            share_changes=self._share_changes,
+        )
+        self.run_hook, self.judge, self.rejudge = (
+            self.verdicts.run_hook,
+            self.verdicts.judge,
+            self.verdicts.rejudge,
+        )
 
     def figures(self) -> dict[str, int]:
         """All counters and gauges, flat."""
@@ -136,7 +106,7 @@ class Engine:
         """
         if now < self.now:
             now = self.now
-        elif self.table.next_wake <= now or self._quarantine_ends <= now:
+        elif self.table.next_wake <= now or self.verdicts.quarantine_ends <= now:
             self.advance(now)
         self.now = now
         counters = self.counters
@@ -230,7 +200,7 @@ class Engine:
         flow.blacklisted = client.blacklisted or server.blacklisted
         if packet.proto == TCP and not packet.flags & SYN:
             self.counters.midstream += 1
-            if Failure.MIDSTREAM in self.policy.failures:
+            if Failure.MIDSTREAM in self.verdicts.policy.failures:
                 flow.failures = (Failure.MIDSTREAM,)
         if packet.proto in (ICMP, ICMPV6):
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
@@ -241,7 +211,7 @@ class Engine:
             flow.dpi = self.inspector.classifier.open()
         except Exception:
             self._inspection_failed(flow)
-        if self.policy.host_drop_score or client.operator or server.operator or flow.failures:
+        if self.verdicts.policy.host_drop_score or client.operator or server.operator or flow.failures:
             self.judge(flow, now)
         return flow
 
@@ -262,7 +232,7 @@ class Engine:
         else:
             self._news(flow, Hook.PROTOCOL_DETECTED)
 
-    # Hooks and verdict
+    # What becomes known
 
     def _news(self, flow: Flow, hook: Hook) -> None:
         """What is known of a flow grew."""
@@ -272,118 +242,14 @@ class Engine:
             flow.decided_at_packet = flow.packets
             if Failure.UNCLASSIFIED in flow.failures:
                 self.counters.unclassified += 1
-            if self.scripts.wants(Hook.PERIODIC_UPDATE, flow.proto):
+            if self.verdicts.scripts.wants(Hook.PERIODIC_UPDATE, flow.proto):
                 flow.next_tick = now + TICK
                 self.table.wake_at(flow, min(flow.timer, flow.next_tick))
         self.run_hook(flow, hook, now)
 
-    def run_hook(self, flow: Flow, hook: Hook, now: float) -> None:
-        """Call the scripts, raise their alert, and judge the flow anew."""
-        wants = self.scripts.wants
-        if wants(hook, flow.proto):
-            before, client_score, server_score = flow.status_map, flow.client_score, flow.server_score
-            self._call(flow, hook, now)
-            if flow.status_map != before and wants(Hook.STATUS_CHANGED, flow.proto):
-                self._call(flow, Hook.STATUS_CHANGED, now)
-            if flow.client_score != client_score:
-                self.hosts.score_changed(flow.client)
-            if flow.server_score != server_score:
-                self.hosts.score_changed(flow.server)
-        self.judge(flow, now)
-
-    def _call(self, flow: Flow, hook: Hook, now: float) -> None:
-        call = HookCall(flow, hook, int(now))
-        self.scripts.run(call)
-        if call.failed:
-            self.counters.script_errors += call.failed
-            if Failure.SCRIPT_ERROR not in flow.failures:
-                flow.failures = (*flow.failures, Failure.SCRIPT_ERROR)
-        candidate = call.candidate
-        if candidate is not None and candidate.score > flow.alerted_score:
-            flow.alerted_status = candidate.status.status_key
-            flow.alerted_score = candidate.score
-            self.counters.alerts += 1
-            action = decide(self.evidence(flow, now), self.policy).action
-            self._sink(AlertRaised(flow, now, candidate, action))
-
-    def judge(self, flow: Flow, now: float) -> None:
-        """Recompute the flow's verdict from all that is known now."""
-        client, server = flow.client, flow.server
-        if self.policy.host_drop_score:
-            self._check_scores((client, server), now)
-        verdict = decide(self.evidence(flow, now), self.policy)
-        previous = flow.verdict
-        if verdict == previous:
-            return
-        flow.verdict = verdict
-        if verdict.action == previous.action:
-            return
-        flow.decided_at_packet = flow.packets
-        if flow.share is not Share.NONE and self.remark is not None:
-            flow.share = self._share(flow)
-            self.remark(flow)
-        if verdict.action:
-            flow.status_map |= _BLOCKED.bit
-            if flow.statuses is None:
-                flow.statuses = {}
-            flow.statuses[_BLOCKED.status_key] = StatusRecord(0, "", verdict.reason)
-        else:
-            flow.status_map &= ~_BLOCKED.bit
-        self._sink(VerdictChanged(flow, now, previous))
-
-    def evidence(self, flow: Flow, now: float) -> Evidence:
-        """What the verdict is made from."""
-        client, server = flow.client, flow.server
-        return Evidence(
-            detected=flow.detected,
-            operator=_strongest(flow.operator, client.operator, server.operator),
-            allowed=client.allowed or server.allowed,
-            status_map=flow.status_map,
-            score=flow.score,
-            client_score=self._host_score(client, now) if self.policy.host_drop_score else 0,
-            server_score=self._host_score(server, now) if self.policy.host_drop_score else 0,
-            failures=flow.failures,
-        )
-
-    def _host_score(self, host: Host, now: float) -> int:
-        """The live gauge; while in quarantine not less than the limit that put the host there."""
-        if host.quarantined_until > now:
-            return max(host.score, self.policy.host_drop_score)
-        return host.score
-
-    def _check_scores(self, hosts: Iterable[Host], now: float) -> None:
-        """Quarantine hosts whose live score meets the limit: all their flows are judged anew."""
-        for host in hosts:
-            if host.score < self.policy.host_drop_score or host.allowed or host.quarantined_until > now:
-                continue
-            if host.operator is Operator.UNBLOCK:
-                continue
-            host.quarantined_until = now + self.limits.quarantine_seconds
-            self._quarantined.append(host)
-            self._set_quarantine_end()
-            self.counters.quarantines += 1
-            self._sink(HostQuarantined(host, now, host.quarantined_until))
-            self._newly_cut.append(host)
-        if self._cutting:
-            return
-        self._cutting = True  # judging its flows may cut more hosts: one after the other, however many
-        try:
-            while self._newly_cut:
-                self.rejudge(self._newly_cut.pop(), now)
-        finally:
-            self._cutting = False
-
     def set_score_elsewhere(self, ip: str, vlan: int, score: int) -> None:
         """What the flows of other workers add to a host's score."""
-        host = self.hosts.set_score_elsewhere(ip, vlan, score)
-        if host is not None and self.policy.host_drop_score:
-            self._check_scores((host,), self.now)
-
-    def rejudge(self, host: Host | None, now: float) -> None:
-        """Judge every live flow anew, or those of one host."""
-        for flow in self.table:
-            if host is None or flow.client is host or flow.server is host:
-                self.judge(flow, now)
+        self.verdicts.set_score_elsewhere(ip, vlan, score, self.now)
 
     # A new policy
 
@@ -394,7 +260,8 @@ class Engine:
 
         The kernel must let them come up (a new generation of marks).
         """
-        self.scripts, self.policy, self.limits = scripts, policy, limits
+        self.verdicts.scripts, self.verdicts.policy, self.limits = scripts, policy, limits
+        self.verdicts.quarantine_seconds = limits.quarantine_seconds
         self.inspector.names = names
         self.hosts.replace_directory(directory)
         self.table.max_flows = limits.max_flows
@@ -413,7 +280,13 @@ class Engine:
     # What the kernel took over
 
     def _share(self, flow: Flow) -> Share:
-        return share_of(flow, awaits_updates=self.scripts.wants(Hook.PROTOCOL_UPDATED, flow.proto))
+        return share_of(flow, awaits_updates=self.verdicts.scripts.wants(Hook.PROTOCOL_UPDATED, flow.proto))
+
+    def _share_changes(self, flow: Flow) -> None:
+        """The action of a flow that the kernel has a share in changed: tell it."""
+        if self.remark is not None:
+            flow.share = self._share(flow)
+            self.remark(flow)
 
     def _hand_over(self, flow: Flow) -> Share:
         """The share to tell the kernel of, with the flow's latest packet."""
@@ -458,16 +331,8 @@ class Engine:
             self.now = max(self.now, at)
             self._wake(flow, at)
         self.now = max(self.now, now)
-        if self._quarantine_ends <= self.now:
-            over = [host for host in self._quarantined if host.quarantined_until <= self.now]
-            self._quarantined = [host for host in self._quarantined if host.quarantined_until > self.now]
-            self._set_quarantine_end()
-            for host in over:
-                self.rejudge(host, self.now)
-                self.hosts.forget_if_idle(host, self.now)
-
-    def _set_quarantine_end(self) -> None:
-        self._quarantine_ends = min((host.quarantined_until for host in self._quarantined), default=_NEVER)
+        if self.verdicts.quarantine_ends <= self.now:
+            self.verdicts.end_quarantines(self.now)
 
     def _wake(self, flow: Flow, now: float) -> None:
         ends = flow.last_seen + self._patience(flow)
@@ -518,8 +383,3 @@ class Engine:
         self.advance(now)
         for flow in self.table:
             self._end(flow, self.now, EndReason.SHUTDOWN)
-
-
-def _strongest(flow: Operator, client: Operator, server: Operator) -> Operator:
-    """A word on the flow itself beats one on its hosts; unblock beats block."""
-    return flow or max(client, server)

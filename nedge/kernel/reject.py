@@ -125,8 +125,9 @@ def _plain_extensions(packet: Packet) -> bool:
     while at < packet.l4:  # decode() has walked them, so they are sound
         if kind == _FRAGMENT or (kind == _ROUTING and data[at + 3]):
             return False
-        kind, units = data[at], data[at + 1]
-        at += (units + 2) * 4 if kind == _AUTHENTICATION else (units + 1) * 8
+        units = data[at + 1]
+        step = (units + 2) * 4 if kind == _AUTHENTICATION else (units + 1) * 8
+        kind, at = data[at], at + step
     return True
 
 

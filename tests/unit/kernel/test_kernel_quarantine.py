@@ -108,8 +108,10 @@ class FakeIPSet:
 
 class Clock:
     now = 1000.0
+    step = 0.0
 
     def monotonic(self) -> float:
+        self.now += self.step
         return self.now
 
 
@@ -174,6 +176,14 @@ def test_times_are_what_a_set_can_hold(
     assert cut.add(V4, seconds)
     assert kernel.sets[Q4] == {V4: timeout}
     assert cut.hosts() == {V4: timeout or math.inf}
+
+
+def test_a_second_does_not_become_an_eternity_by_rounding(
+    cut: Quarantine, kernel: type[FakeIPSet], clock: Clock
+) -> None:
+    clock.step = 0.01
+    assert cut.add(V4, 1)
+    assert kernel.sets[Q4] == {V4: 1}
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan])

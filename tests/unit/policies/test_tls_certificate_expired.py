@@ -68,7 +68,6 @@ def test_tls_1_3_hides_it(library: str) -> None:
     assert run(tls("1.3", cert=EXPIRED).packets, "", library).statuses == []
 
 
-# CORE BUG: see test_tls_version_on_mail_ports in tests/unit/scripts.
 def test_on_mail_ports(library: str) -> None:
     judged = run(tls("1.2", cert=EXPIRED, dport=993).packets, "", library)
     assert judged.statuses == ["status_tls_certificate_expired"]

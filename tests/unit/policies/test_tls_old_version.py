@@ -33,14 +33,12 @@ def test_a_client_that_still_offers_old_versions_is_fine(library: str) -> None:
     assert run(hello, "", library).statuses == []
 
 
-# CORE BUG: see test_tls_version_is_the_one_that_the_server_chose in tests/unit/scripts.
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_an_old_server_that_a_new_client_gives_in_to(version: str, library: str) -> None:
     judged = run(tls(version, offered="1.2").packets, "", library)
     assert judged.statuses == ["status_tls_old_protocol_version"]
 
 
-# CORE BUG: see test_tls_version_on_mail_ports in tests/unit/scripts.
 def test_old_versions_on_mail_ports(library: str) -> None:
     assert run(tls("1.0", dport=993).packets, "", library).statuses == ["status_tls_old_protocol_version"]
 

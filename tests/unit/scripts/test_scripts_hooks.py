@@ -398,8 +398,7 @@ def test_seconds_of_silence_that_end_a_flow(packets: list[Packet], idle: int) ->
     assert idle <= ended - packets[-1].time <= idle + 1.5
 
 
-# CORE BUG: the timer of a flow that was already put off to its 60 idle seconds is not brought forward when it
-# closes: it ends up to 45 s late (Engine._wake sets last_seen + 60; Flow.count sets closing without wake_at).
+# Its timer was put off to the 60 seconds of an open flow by then.
 @pytest.mark.parametrize("end", ["fin", "rst"])
 def test_a_flow_that_closes_after_a_while_ends_15_seconds_later(end: str) -> None:
     talk = session().wait(20)

@@ -183,8 +183,6 @@ def test_local_as_configured(toml: str, client: str, server: str, where: tuple[b
     assert once(ping(client, server, reply=False), WHERE, f"[network]\n{toml}") == where
 
 
-# CORE BUG: own_addresses are compared as text, so an IPv6 address in any but its canonical form never matches
-# (nedge.config takes any string, Directory keeps it as it is).
 def test_own_addresses_in_another_notation() -> None:
     toml = '[network]\nown_addresses = ["2001:DB8:0:0::1"]'
     assert once(ping("2001:db8::1", "2001:db8::2", reply=False), WHERE, toml) == LR
@@ -226,8 +224,7 @@ def test_three_way_handshake(segments: list[tuple[str, int, bytes]], done: bool)
     assert at_end(session.packets, "flow.isTwhOK()") is done
 
 
-# CORE BUG: with TCP Fast Open (RFC 7413) the SYN carries data. Flow.count adds the payload before _follow_tcp
-# asks whether any was seen, so the handshake counts as a flow picked up mid-stream.
+# With TCP Fast Open (RFC 7413) the SYN carries data.
 def test_three_way_handshake_with_fast_open() -> None:
     session = Tcp(dport=80).segment("c", SYN, b"GET / HTTP/1.1\r\n").segment("s", SYN | ACK).segment("c", ACK)
     assert at_end(session.packets, "flow.isTwhOK()") is True
@@ -521,7 +518,7 @@ def test_dns_query(packets: list[Packet], asked: str, library: str) -> None:
     assert at_end(packets, "flow.getDnsQuery()", library=library) == asked
 
 
-# CORE BUG: a blank is printable, so it stays (parse_dns_query compares with " " <).
+# A blank is printable.
 def test_dns_query_with_a_blank() -> None:
     assert at_end(query(b"a b", b"example"), "flow.getDnsQuery()") == "a b.example"
 
@@ -592,15 +589,13 @@ def test_tls_version_of_others(packets: list[Packet], number: int, library: str)
     assert at_end(packets, "flow.getTLSVersion()", library=library) == number
 
 
-# CORE BUG: the version of the ServerHello is not looked at below TLS 1.3: nDPI (4.2 and 5.0) keeps the
-# ClientHello's. A new client that an old server talks down to TLS 1.0 counts as TLS 1.2.
+# nDPI keeps the version of the ClientHello.
 @pytest.mark.parametrize(("version", "number"), [("1.0", 769), ("1.1", 770)])
 def test_tls_version_is_the_one_that_the_server_chose(version: str, number: int, library: str) -> None:
     assert at_end(tls(version, offered="1.2").packets, "flow.getTLSVersion()", library=library) == number
 
 
-# CORE BUG: TLS on the ports of mail is IMAPS, POPS or SMTPS to nDPI, whose JSON has no TLS block for them, so
-# there is no version, certificate or fingerprint (module.json could ask with the ids of TLS instead).
+# To nDPI this is IMAPS or SMTPS, not TLS.
 @pytest.mark.parametrize(("port", "name"), [(993, "mail.example.org"), (465, None)])
 def test_tls_version_on_mail_ports(port: int, name: str | None, library: str) -> None:
     assert at_end(tls("1.1", name, dport=port).packets, "flow.getTLSVersion()", library=library) == 770
@@ -642,8 +637,7 @@ def test_match_packet_does_not_change_later() -> None:
     ]
 
 
-# CORE BUG: the match is noted on the way to protocolDetected only; a flow that nDPI names after that was
-# given up keeps 0 and None, as if it had been guessed.
+# protocolDetected was given up before: what completes the detection is still no guess.
 def test_match_packet_of_a_late_detection() -> None:
     session = tls("1.3", "late.example.com")
     hello = session.packets[3].data[40:]

@@ -379,8 +379,6 @@ def _trigger(call: str) -> str:
     )
 
 
-# CORE BUG: alert.action says "allowed" for a flow that this very alert's statuses and scores block: the event
-# goes out before the flow is judged anew (Engine._call before Engine.judge).
 def test_the_alert_of_a_blocked_flow_says_so() -> None:
     judged = run("flow.triggerStatus(B, 'x', 100)", toml="")
     assert judged.verdict == "drop"
@@ -398,8 +396,6 @@ def test_each_status_records_its_score_and_script() -> None:
     }
 
 
-# CORE BUG: records and reasons take names from the table of built-in types (status_names), so a status that a
-# script defines is called status_user_01 there.
 def test_a_user_status_is_recorded_under_its_own_name() -> None:
     source = """
     from nedge.scripts import define_status

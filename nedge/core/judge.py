@@ -1,0 +1,179 @@
+"""Running hooks and judging flows: from what scripts set, and what is known of hosts, to verdicts.
+
+The verdict itself is `verdict.decide`; here is what it is made from, and what follows from it: alerts, hosts
+put in quarantine, and flows judged anew since a host of theirs was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from nedge.core.events import AlertRaised, HostQuarantined, Sink, VerdictChanged
+from nedge.core.flow import Flow, Share, StatusRecord
+from nedge.core.hooks import Hook, HookCall, ScriptRunner
+from nedge.core.hosts import Host, HostBook
+from nedge.core.limits import Counters
+from nedge.core.status import status_types
+from nedge.core.table import FlowTable
+from nedge.core.verdict import Action, Evidence, Failure, Operator, Policy, decide
+
+_BLOCKED = status_types.status_blocked
+_NEVER = float("inf")
+
+
+class Judge:
+    """Scripts and policy, and whom they concern. Replaceable: `scripts`, `policy`, `quarantine_seconds`."""
+
+    def __init__(
+        self,
+        scripts: ScriptRunner,
+        policy: Policy,
+        *,
+        hosts: HostBook,
+        table: FlowTable,
+        counters: Counters,
+        quarantine_seconds: float,
+        sink: Sink,
+        share_changes: Callable[[Flow], None],
+    ) -> None:
+        """`share_changes`: called when the action changes of a flow that the kernel has a share in."""
+        self.scripts = scripts
+        self.policy = policy
+        self.quarantine_seconds = quarantine_seconds
+        self.quarantine_ends = _NEVER
+        """When the next quarantine does."""
+        self._hosts = hosts
+        self._table = table
+        self._counters = counters
+        self._sink = sink
+        self._share_changes = share_changes
+        self._quarantined: list[Host] = []
+        self._newly_cut: list[Host] = []
+        self._cutting = False
+
+    def run_hook(self, flow: Flow, hook: Hook, now: float) -> None:
+        """Call the scripts, raise their alert, and judge the flow anew."""
+        wants = self.scripts.wants
+        if wants(hook, flow.proto):
+            before, client_score, server_score = flow.status_map, flow.client_score, flow.server_score
+            self._call(flow, hook, now)
+            if flow.status_map != before and wants(Hook.STATUS_CHANGED, flow.proto):
+                self._call(flow, Hook.STATUS_CHANGED, now)
+            if flow.client_score != client_score:
+                self._hosts.score_changed(flow.client)
+            if flow.server_score != server_score:
+                self._hosts.score_changed(flow.server)
+        self.judge(flow, now)
+
+    def _call(self, flow: Flow, hook: Hook, now: float) -> None:
+        call = HookCall(flow, hook, int(now))
+        self.scripts.run(call)
+        if call.failed:
+            self._counters.script_errors += call.failed
+            if Failure.SCRIPT_ERROR not in flow.failures:
+                flow.failures = (*flow.failures, Failure.SCRIPT_ERROR)
+        candidate = call.candidate
+        if candidate is not None and candidate.score > flow.alerted_score:
+            flow.alerted_status = candidate.status.status_key
+            flow.alerted_score = candidate.score
+            self._counters.alerts += 1
+            self._sink(AlertRaised(flow, now, candidate, self.action(flow, now)))
+
+    def judge(self, flow: Flow, now: float) -> None:
+        """Recompute the flow's verdict from all that is known now."""
+        client, server = flow.client, flow.server
+        if self.policy.host_drop_score:
+            self._check_scores((client, server), now)
+        verdict = decide(self.evidence(flow, now), self.policy)
+        previous = flow.verdict
+        if verdict == previous:
+            return
+        flow.verdict = verdict
+        if verdict.action == previous.action:
+            return
+        flow.decided_at_packet = flow.packets
+        if flow.share is not Share.NONE:
+            self._share_changes(flow)
+        if verdict.action:
+            flow.status_map |= _BLOCKED.bit
+            if flow.statuses is None:
+                flow.statuses = {}
+            flow.statuses[_BLOCKED.status_key] = StatusRecord(0, "", verdict.reason)
+        else:
+            flow.status_map &= ~_BLOCKED.bit
+        self._sink(VerdictChanged(flow, now, previous))
+
+    def evidence(self, flow: Flow, now: float) -> Evidence:
+        """What the verdict is made from."""
+        client, server = flow.client, flow.server
+        return Evidence(
+            detected=flow.detected,
+            operator=_strongest(flow.operator, client.operator, server.operator),
+            allowed=client.allowed or server.allowed,
+            status_map=flow.status_map,
+            score=flow.score,
+            client_score=self._host_score(client, now) if self.policy.host_drop_score else 0,
+            server_score=self._host_score(server, now) if self.policy.host_drop_score else 0,
+            failures=flow.failures,
+        )
+
+    def _host_score(self, host: Host, now: float) -> int:
+        """The live gauge; while in quarantine not less than the limit that put the host there."""
+        if host.quarantined_until > now:
+            return max(host.score, self.policy.host_drop_score)
+        return host.score
+
+    def _check_scores(self, hosts: Iterable[Host], now: float) -> None:
+        """Quarantine hosts whose live score meets the limit: all their flows are judged anew."""
+        for host in hosts:
+            if host.score < self.policy.host_drop_score or host.allowed or host.quarantined_until > now:
+                continue
+            if host.operator is Operator.UNBLOCK:
+                continue
+            host.quarantined_until = now + self.quarantine_seconds
+            self._quarantined.append(host)
+            self._note_quarantine_end()
+            self._counters.quarantines += 1
+            self._sink(HostQuarantined(host, now, host.quarantined_until))
+            self._newly_cut.append(host)
+        if self._cutting:
+            return
+        self._cutting = True  # judging its flows may cut more hosts: one after the other, however many
+        try:
+            while self._newly_cut:
+                self.rejudge(self._newly_cut.pop(), now)
+        finally:
+            self._cutting = False
+
+    def set_score_elsewhere(self, ip: str, vlan: int, score: int, now: float) -> None:
+        """What the flows of other workers add to a host's score."""
+        host = self._hosts.set_score_elsewhere(ip, vlan, score)
+        if host is not None and self.policy.host_drop_score:
+            self._check_scores((host,), now)
+
+    def rejudge(self, host: Host | None, now: float) -> None:
+        """Judge every live flow anew, or those of one host."""
+        for flow in self._table:
+            if host is None or flow.client is host or flow.server is host:
+                self.judge(flow, now)
+
+    def action(self, flow: Flow, now: float) -> Action:
+        """What the verdict would be, by what is known now."""
+        return decide(self.evidence(flow, now), self.policy).action
+
+    def end_quarantines(self, now: float) -> None:
+        """Let those hosts come back whose time is over."""
+        over = [host for host in self._quarantined if host.quarantined_until <= now]
+        self._quarantined = [host for host in self._quarantined if host.quarantined_until > now]
+        self._note_quarantine_end()
+        for host in over:
+            self.rejudge(host, now)
+            self._hosts.forget_if_idle(host, now)
+
+    def _note_quarantine_end(self) -> None:
+        self.quarantine_ends = min((host.quarantined_until for host in self._quarantined), default=_NEVER)
+
+
+def _strongest(flow: Operator, client: Operator, server: Operator) -> Operator:
+    """A word on the flow itself beats one on its hosts; unblock beats block."""
+    return flow or max(client, server)
