@@ -31,7 +31,6 @@ from nedge.core.packet import (
     Malformed,
     Packet,
     decode,
-    reverse_key,
 )
 from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Failure, Operator, Policy
@@ -79,7 +78,7 @@ class Engine:
             table=self.table,
             counters=self.counters,
             quarantine_seconds=self.limits.quarantine_seconds,
-            sink=sink,
+            sink=lambda event: self._sink(event),
             share_changes=self._share_changes,
         )
         self.run_hook, self.judge, self.rejudge = (
@@ -116,6 +115,8 @@ class Engine:
         if not isinstance(packet, Packet):
             return self._not_a_packet(packet)
         counters.bytes += packet.ip_length
+        if packet.flaw is not None:
+            counters.malformed[packet.flaw] += 1
 
         flow = self.table.get(packet.key)
         if flow is None or (
@@ -130,6 +131,9 @@ class Engine:
             self._judge_anew(flow, now)
 
         from_client = packet.key == flow.key
+        if not from_client and packet.flags & (SYN | ACK) == SYN and flow.may_turn_round:
+            flow.turn_round()
+            from_client = True
         flow.count(packet, from_client, now)
         if packet.flags & (FIN | RST) and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
@@ -144,6 +148,9 @@ class Engine:
         if self.remark is not None:
             self.share = self._hand_over(flow)
         action = flow.verdict.action
+        if packet.flaw is not None:
+            action = action or self.limits.malformed
+            self.share = Share.NONE
         if action:
             flow.dropped_packets += 1
             counters.dropped_packets += 1
@@ -189,8 +196,6 @@ class Engine:
         if self.table.full:
             return None
         key = packet.key
-        if packet.flags & (SYN | ACK) == SYN | ACK:  # the answer is the first we see: the client is who asked
-            key = reverse_key(key)
         size = (len(key) - 7) >> 1
         client = self.hosts.acquire(key[3 : 3 + size], key[0] << 8 | key[1])
         server = self.hosts.acquire(key[3 + size : 3 + 2 * size], client.vlan)
@@ -202,7 +207,7 @@ class Engine:
             self.counters.midstream += 1
             if Failure.MIDSTREAM in self.verdicts.policy.failures:
                 flow.failures = (Failure.MIDSTREAM,)
-        if packet.proto in (ICMP, ICMPV6):
+        if packet.proto in (ICMP, ICMPV6) and packet.flaw is None:
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
         self.table.add(flow)
         self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from nedge.core.facts import UNKNOWN, Classification, DpiFlow, Facts
 from nedge.core.hosts import Host
-from nedge.core.packet import ACK, FIN, HEAD_LENGTH, PSH, RST, SYN, TCP, Packet
+from nedge.core.packet import ACK, FIN, HEAD_LENGTH, PSH, RST, SYN, TCP, Packet, reverse_key
 from nedge.core.status import (
     MAX_CALL_SCORE,
     MAX_TOTAL_SCORE,
@@ -282,6 +282,21 @@ class Flow:
                 self.handshake = Handshake.SYN_ACK
         elif self.handshake == Handshake.SYN_ACK and from_client and flags & ~PSH == ACK:
             self.handshake = Handshake.DONE
+
+    @property
+    def may_turn_round(self) -> bool:
+        """Whether nothing was made yet of who the client is: the SYN's answer was seen first, no more."""
+        return self.handshake is Handshake.NONE and not self.detected and not self.goodput
+
+    def turn_round(self) -> None:
+        """A SYN shows that the client is the other end."""
+        self.key = reverse_key(self.key)
+        self.client, self.server = self.server, self.client
+        self.client_port, self.server_port = self.server_port, self.client_port
+        self.client_mac, self.server_mac = self.server_mac, self.client_mac
+        self.packets_sent, self.packets_rcvd = self.packets_rcvd, self.packets_sent
+        self.bytes_sent, self.bytes_rcvd = self.bytes_rcvd, self.bytes_sent
+        self.stream = Stream()
 
     # Statuses and scores
 

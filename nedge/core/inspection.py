@@ -168,7 +168,6 @@ class Inspector:
 
     def classify_anew(self, flow: Flow) -> None:
         """Lists have changed: whether the flow's name and ends are on them."""
-        flow.blacklisted = flow.client.blacklisted or flow.server.blacklisted
         self._set_classification(flow, self.classifier.describe(flow.word))
 
     def _classify(self, flow: Flow, word: int) -> None:
@@ -180,11 +179,11 @@ class Inspector:
         self._set_classification(flow, self.classifier.describe(word))
 
     def _set_classification(self, flow: Flow, classification: Classification) -> None:
-        if flow.hostname:
-            listed = self.names.category(flow.hostname)
-            if listed:
-                classification = classification._replace(category_id=listed[0], category=listed[1])
-                flow.blacklisted = flow.blacklisted or listed[0] == CATEGORY_MALWARE
+        flow.blacklisted = flow.client.blacklisted or flow.server.blacklisted
+        listed = self.names.category(flow.hostname) if flow.hostname else None
+        if listed:
+            classification = classification._replace(category_id=listed[0], category=listed[1])
+            flow.blacklisted = flow.blacklisted or listed[0] == CATEGORY_MALWARE
         flow.classification = classification
         if not flow.renamed:
             flow.first_classification = classification
@@ -260,11 +259,11 @@ class Inspector:
 
     def _follow_watch(self, flow: Flow) -> None:
         """The protocol is known now: watch what needs watching, and nothing else."""
-        app, master = flow.classification.app, flow.classification.master
-        if "DNS" in (app, master):
+        classification = flow.classification
+        if "DNS" in (classification.app, classification.master):
             if not isinstance(flow.watch, DnsWatch):
                 flow.watch = DnsWatch()
-        elif (app.startswith("HTTP") or master.startswith("HTTP")) and self.watch_http and flow.proto == TCP:
+        elif _asks(classification) and self.watch_http and flow.proto == TCP:
             if not isinstance(flow.watch, HttpWatch):
                 flow.watch = HttpWatch()
         elif not flow.requests:
@@ -308,7 +307,7 @@ class Inspector:
         """nDPI looks at one request per state: give it a fresh one, and the request as one packet."""
         dpi = self.classifier.open()
         word = dpi.feed(_as_one_packet(packet, request.head), time_ms)
-        if not word & DETECTED:  # not enough by itself: what was known stays
+        if not _asks(self.classifier.describe(word)):  # not recognised by itself: what was known stays
             dpi.close()
             self._set_classification(flow, self.classifier.describe(flow.word))
             return
@@ -319,6 +318,12 @@ class Inspector:
             flow.stream = Stream()
         flow.word = word
         self._set_classification(flow, self.classifier.describe(word))
+
+
+def _asks(classification: Classification) -> bool:
+    """Whether it is DNS or HTTP, proxied HTTP included."""
+    names = (classification.app, classification.master)
+    return "DNS" in names or any(name.startswith("HTTP") for name in names)
 
 
 def _server_hello_version(packet: Packet) -> int:

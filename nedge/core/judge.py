@@ -89,6 +89,9 @@ class Judge:
         if verdict == previous:
             return
         flow.verdict = verdict
+        if verdict.action:
+            flow.statuses = flow.statuses or {}
+            flow.statuses[_BLOCKED.status_key] = StatusRecord(0, "", verdict.reason)
         if verdict.action == previous.action:
             return
         flow.decided_at_packet = flow.packets
@@ -96,9 +99,6 @@ class Judge:
             self._share_changes(flow)
         if verdict.action:
             flow.status_map |= _BLOCKED.bit
-            if flow.statuses is None:
-                flow.statuses = {}
-            flow.statuses[_BLOCKED.status_key] = StatusRecord(0, "", verdict.reason)
         else:
             flow.status_map &= ~_BLOCKED.bit
         self._sink(VerdictChanged(flow, now, previous))

@@ -31,17 +31,18 @@ _tcp_fields = Struct("!4xI4xBB").unpack_from  # sequence number, data offset, fl
 
 
 class Malformed(StrEnum):
-    """Why bytes are not a packet."""
+    """What is wrong with bytes: they are no packet, or (the last two) one with a flaw."""
 
     EMPTY = "empty"
     VERSION = "ip_version"
     SHORT_IP = "ip_header_cut"
     IP_LENGTH = "ip_length"
     """Header or total length contradicts itself or the frame."""
-    SHORT_L4 = "l4_header_cut"
-    L4_LENGTH = "l4_length"
     EXTENSIONS = "ipv6_extensions"
     TUNNELS = "tunnel_depth"
+    SHORT_L4 = "l4_header_cut"
+    L4_LENGTH = "l4_length"
+    """The length or data offset in the L4 header contradicts the IP length."""
 
 
 class Fragment:
@@ -59,6 +60,7 @@ class Packet:
     __slots__ = (
         "data",
         "flags",
+        "flaw",
         "ip_length",
         "key",
         "l4",
@@ -86,6 +88,9 @@ class Packet:
     seq: int
     tunnelled: bool
     """It came inside another IP packet."""
+    flaw: Malformed | None
+    """What is wrong with its L4 header. It is a packet of its flow all the same, with what could be read:
+    without ports where even they are cut off, without payload where nobody can say where that starts."""
 
     def payload_bytes(self) -> bytes:
         """What was captured of the payload."""
@@ -157,14 +162,16 @@ def decode(
     packet.ip_length = length
     packet.l4 = l4
     packet.tunnelled = depth > 0
+    packet.flaw = None
     head = _HEADS[proto] if vlan == 0 else bytes((vlan >> 8 & 0xFF, vlan & 0xFF, proto))
     if proto == TCP:
         if size < l4 + 20:
-            return Malformed.SHORT_L4
+            return _without_l4(packet, head + addresses)
         packet.seq, offset, packet.flags = _tcp_fields(data, l4)
         payload = l4 + (offset >> 4 << 2)
         if payload < l4 + 20 or payload > length:
-            return Malformed.L4_LENGTH
+            packet.flaw = Malformed.L4_LENGTH
+            payload = length
         packet.payload = payload
         packet.payload_length = length - payload
         packet.key = head + addresses + data[l4 : l4 + 4]
@@ -172,30 +179,39 @@ def decode(
     packet.flags = packet.seq = 0
     if proto == UDP:
         if size < l4 + 8:
-            return Malformed.SHORT_L4
+            return _without_l4(packet, head + addresses)
         udp_length = data[l4 + 4] << 8 | data[l4 + 5]
         # 0 is a jumbogram's or an offloaded packet's; the IP length then says it.
         if udp_length and (udp_length < 8 or (whole and udp_length > length - l4)):
-            return Malformed.L4_LENGTH
+            packet.flaw = Malformed.L4_LENGTH
         packet.payload = l4 + 8
         packet.payload_length = length - l4 - 8
-        if udp_length and udp_length < length - l4:  # what is behind the datagram is none of it
+        if 8 <= udp_length < length - l4:  # what is behind the datagram is none of it
             packet.payload_length = udp_length - 8
             packet.data = data[: l4 + udp_length]
         packet.key = head + addresses + data[l4 : l4 + 4]
         return packet
     if proto == SCTP:
         if size < l4 + 12:
-            return Malformed.SHORT_L4
+            return _without_l4(packet, head + addresses)
         packet.payload = l4 + 12
         packet.payload_length = length - l4 - 12
         packet.key = head + addresses + data[l4 : l4 + 4]
         return packet
     if proto in (ICMP, ICMPV6) and size < l4 + 4:
-        return Malformed.SHORT_L4
+        packet.flaw = Malformed.SHORT_L4
     packet.payload = l4
     packet.payload_length = 0
     packet.key = head + addresses + _NO_PORTS
+    return packet
+
+
+def _without_l4(packet: Packet, key: bytes) -> Packet:
+    """A packet whose L4 header is cut off."""
+    packet.flaw = Malformed.SHORT_L4
+    packet.flags = packet.seq = packet.payload_length = 0
+    packet.payload = max(packet.l4, len(packet.data))
+    packet.key = key + _NO_PORTS
     return packet
 
 

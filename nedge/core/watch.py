@@ -164,11 +164,11 @@ class HttpWatch:
                         return requests
                     break
                 head, data, searched = data[: end.end()].lstrip(b"\r\n"), data[end.end() :], 0
-                requests.append(self._request(head))
+                self._request(head, requests)
             if self._lost:
                 return requests
         if len(data) > MAX_HEAD:
-            requests.append(self._request(data))
+            self._request(data, requests)
             self._lose()
         else:
             self._buffer = data
@@ -184,18 +184,19 @@ class HttpWatch:
         else:
             self._chunked, self._trailers = False, True
 
-    def _request(self, head: bytes) -> Request:
+    def _request(self, head: bytes, requests: list[Request]) -> None:
+        line = _REQUEST_LINE.match(head)
+        if not line:  # lines, but none of HTTP/1: SMTP, RTSP, what follows an Upgrade
+            self._lose()
+            return
         headers: dict[bytes, bytes] = {}
         for name, value in _HEADER.findall(head):
             headers.setdefault(name.lower(), value.rstrip())
-        line = _REQUEST_LINE.match(head)
-        method, target = (line[1], line[2]) if line else (b"", b"")
+        method, target = line[1], line[2]
         if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
             self._chunked = True
         elif size := _CONTENT_LENGTH.fullmatch(headers.get(b"content-length", b"")):
             self._skip = int(size[1][:20] or b"0")
-        if head.startswith(b"PRI * HTTP/2"):
-            self._lose()
         host = headers.get(b"host", b"")
         path = target
         if method == b"CONNECT":
@@ -204,12 +205,14 @@ class HttpWatch:
             host, slash, path = target.partition(b"://")[2].partition(b"/")
             path = slash + path
         name = _host_name(host)
-        return Request(
-            name=name,
-            head=head,
-            url=name + path.decode("latin-1"),
-            method=method.decode("latin-1"),
-            user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        requests.append(
+            Request(
+                name=name,
+                head=head,
+                url=name + path.decode("latin-1"),
+                method=method.decode("latin-1"),
+                user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+            )
         )
 
 

@@ -26,12 +26,15 @@ from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
 from nedge.kernel.bridge import Bridge
+from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
 
 LINK_DEADLINE = 5.0
+MARKS = "marks"
+"""Section of the state: which generation of marks the kernel knows."""
 
 log = structlog.get_logger()
 
@@ -90,7 +93,10 @@ def _run(
         undo.push(leave)
 
     count = gateway.workers or os.cpu_count() or 1
-    marks = Marks(gateway.mark_mask) if gateway.offload else None
+    marks = None
+    if gateway.offload:
+        marks = adopt_marks(gateway.mark_mask, state)
+        put_back(partial(forget_marks, marks, state))
     supervisor = Supervisor(count, partial(work, config, make_judging, marks, fail_open), signals)
     undo.callback(supervisor.stop)
     supervisor.start()
@@ -133,12 +139,34 @@ def _run(
         if renewed is None:
             continue
         config, marks = renewed, marks.next() if marks else None
+        if marks:
+            state.put(MARKS, {"generation": marks.generation})
         supervisor.renew(partial(work, config, make_judging, marks, fail_open), config, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         rules = replace(rules, marks=marks)
         rules.install()
         log.info("reloaded")
     log.info("gateway_stopping", signal=signals.received, seconds=round(time.monotonic() - started, 1))
+
+
+def adopt_marks(mask: int, state: State) -> Marks:
+    """The marks of a crashed gateway, so that what it decided stays decided; else none are left."""
+    left = state.get(MARKS) if state.inherited else None
+    marks = Marks(mask, left["generation"] if left else 0)
+    if left is None:
+        forget_marks(marks, state)
+    state.put(MARKS, {"generation": marks.generation})
+    return marks
+
+
+def forget_marks(marks: Marks, state: State) -> None:
+    """Take our marks off all connections: another start may decide by another policy."""
+    conntrack = Conntrack()
+    cleared = conntrack.clear_marks(marks)
+    conntrack.close()
+    state.drop(MARKS)
+    if cleared:
+        log.info("marks_cleared", connections=cleared)
 
 
 def renew(config: Config, reread: Callable[[], Config]) -> Config | None:
@@ -203,3 +231,4 @@ def clear_abandoned(but: str) -> None:
         log.warning("leftovers_removed", bridge=state.bridge)
         rulesets.sweep(state.bridge, state)
         bridges.undo(state)
+        state.drop(MARKS)

@@ -10,24 +10,30 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from nedge.core.flow import Share
+from nedge.core.marks import Marks
 from nedge.core.packet import HEAD_LENGTH, SCTP, TCP, UDP, reverse_key
 from nedge.kernel.errors import KernelError
 
 RECEIVE_BUFFER = 16 << 20
 _READ = 1 << 16
+_BATCH = 100
+"""Messages that are sent in one go."""
+_DUMP_SECONDS = 2.0
 
 _NETLINK_NETFILTER = 12
 _CTNETLINK = 1 << 8
-_NEW, _GET, _DELETE = 0, 1, 2
+_NEW, _GET = 0, 1
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _GROUP_DESTROY = 3
-_SOL_NETLINK, _ADD_MEMBERSHIP, _NO_ENOBUFS = 270, 1, 5
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NESTED = 0x8000
 
 _TUPLE_ORIG, _MARK, _COUNTERS_ORIG, _COUNTERS_REPLY, _MARK_MASK = 1, 8, 9, 10, 21
@@ -35,7 +41,6 @@ _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _V4_SOURCE, _V4_TARGET, _V6_SOURCE, _V6_TARGET = 1, 2, 3, 4
 _PROTO_NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3
 _COUNTER_PACKETS, _COUNTER_BYTES = 1, 2
-_NO_MATCH_MARK = 0
 
 _header = struct.Struct("=IHHII")
 _attribute = struct.Struct("=HH")
@@ -83,13 +88,12 @@ class Conntrack:
     def set_mark(self, key: bytes, value: int, mask: int) -> bool:
         """Change the masked bits of a connection's mark, by either direction's key. False: there is none."""
         for candidate in (key, reverse_key(key)):
-            attributes = _tuple(candidate) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
-            if self._request(_NEW, candidate, attributes):
+            if self._request(_set_mark(candidate, value, mask, _REQUEST | _ACK)):
                 return True
         return False
 
-    def _request(self, kind: int, key: bytes, attributes: bytes) -> bool:
-        self._control.send(_message(kind, _REQUEST | _ACK, _family(key), attributes))
+    def _request(self, message: bytes) -> bool:
+        self._control.send(message)
         answer = self._control.recv(_READ)
         (code,) = struct.unpack_from("=i", answer, 16)
         if code == 0:
@@ -155,6 +159,22 @@ class Conntrack:
     def dumping(self) -> bool:
         return self._dumping
 
+    def clear_marks(self, marks: Marks) -> int:
+        """Take our bits off every connection that has a share in them; says how many. Blocks."""
+        cleared = 0
+        one_bit = Share.PASS << marks.shift  # PASS and WATCH have it
+        for mark, mask in ((one_bit, one_bit), (Share.DROP << marks.shift, marks.share_mask)):
+            self.start_dump(mark, mask)
+            found: list[Connection] = []
+            while self._dumping and select.select([self._dumps], [], [], _DUMP_SECONDS)[0]:
+                found += self.dumped()
+            for start in range(0, len(found), _BATCH):
+                batch = found[start : start + _BATCH]
+                # Without asking for answers: one that has ended meanwhile needs nothing.
+                self._control.send(b"".join(_set_mark(one.key, 0, marks.mask, _REQUEST) for one in batch))
+                cleared += len(batch)
+        return cleared
+
 
 def _open() -> socket.socket:
     try:
@@ -177,6 +197,11 @@ def _attr(kind: int, value: bytes) -> bytes:
 
 def _u32(kind: int, value: int) -> bytes:
     return _attr(kind, _be32.pack(value))
+
+
+def _set_mark(key: bytes, value: int, mask: int, flags: int) -> bytes:
+    attributes = _tuple(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
+    return _message(_NEW, flags, _family(key), attributes)
 
 
 def _family(key: bytes) -> int:

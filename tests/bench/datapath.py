@@ -17,10 +17,11 @@ from typing import Any
 import machine
 import setups
 import table
-from endpoints import MAX_HELD, Tools
+from endpoints import Tools
 from measures import LIVE_FLOWS, MEASURES, Measure, Sample
-from nedge.lab.host import LabError
 from setups import Setup
+
+from nedge.lab.host import LabError
 
 CALM = 0.15
 """CPUs that other processes may use before a sample counts as disturbed."""
@@ -55,7 +56,9 @@ class Run:
         samples: dict[str, list[Sample]] = {}
         for name in names:
             self._say(f"{measure.name}: {name}")
-            setup = setups.make(name, tools, events=self._options.events, extra="[limits]\nidle_seconds = 3600\n")
+            setup = setups.make(
+                name, tools, events=self._options.events, extra="[limits]\nidle_seconds = 3600\n"
+            )
             with setup:
                 samples[name] = [self._sample(measure, setup)]
         self._keep(measure, samples)
@@ -109,7 +112,9 @@ def main() -> int:
     run = Run(options)
     try:
         with machine.roomy_conntrack(), Tools() as tools:
-            run.interleaved([measure for measure in chosen if measure is not LIVE_FLOWS], options.setups, tools)
+            run.interleaved(
+                [measure for measure in chosen if measure is not LIVE_FLOWS], options.setups, tools
+            )
             if LIVE_FLOWS in chosen:
                 run.live_flows([name for name in options.setups if name.startswith("nedge")], tools)
     except LabError as error:

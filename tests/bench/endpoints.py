@@ -10,10 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from replay_cost import handshake
+
 from nedge.lab import ports
 from nedge.lab.host import Address, LabError, call
 from nedge.lab.topology import CLIENT, SERVER, Lab
-from replay_cost import handshake
 
 HERE = Path(__file__).parent
 SOURCES = 250

@@ -118,7 +118,14 @@ MEASURES = (
         seconds=3,
         rounds=3,
     ),
-    Measure("sustained", sustained, (Figure("rate", "the same, sustained", "/s"),), seconds=24, rounds=1, usual=False),
+    Measure(
+        "sustained",
+        sustained,
+        (Figure("rate", "the same, sustained", "/s"),),
+        seconds=24,
+        rounds=1,
+        usual=False,
+    ),
     Measure(
         "latency",
         latency,
@@ -130,7 +137,9 @@ MEASURES = (
         rounds=3,
     ),
     Measure("tcp", tcp, (Figure("rate", "one TCP stream", "Gbit/s", digits=1),), seconds=1, rounds=3),
-    Measure("download", download, (Figure("rate", "HTTP download", "Gbit/s", digits=1),), seconds=1, rounds=3),
+    Measure(
+        "download", download, (Figure("rate", "HTTP download", "Gbit/s", digits=1),), seconds=1, rounds=3
+    ),
     Measure(
         "udp",
         udp,

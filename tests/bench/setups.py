@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from endpoints import Endpoints, Tools
+
 from nedge import config as nedge_config
 from nedge.lab.gateway import EVENTS, PORTS, Gateway
 from nedge.lab.host import LabError, pids_in
 from nedge.lab.topology import Lab
-
-from endpoints import Endpoints, Tools
 
 SCRIPTS = 20
 SETTLED = 0.02

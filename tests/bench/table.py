@@ -41,13 +41,17 @@ def _values(figure: Figure, name: str, samples: Samples) -> list[float]:
     return [sample[figure.key] * figure.scale for sample in samples.get(name, ()) if figure.key in sample]
 
 
-def rows(measure: Measure, cells: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, dict[str, str]]]:
+def rows(
+    measure: Measure, cells: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> list[tuple[str, dict[str, str]]]:
     """Lines of the table: title, and set-up -> text."""
     lines = []
     for figure in measure.figures:
         by_setup = cells[figure.key]
         title = f"{figure.title} [{figure.unit}]" if figure.unit else figure.title
-        lines.append((title, {name: f"{cell['median']:,.{figure.digits}f}" for name, cell in by_setup.items()}))
+        lines.append(
+            (title, {name: f"{cell['median']:,.{figure.digits}f}" for name, cell in by_setup.items()})
+        )
         for reference in REFERENCES:
             if any(f"of_{reference}" in cell for cell in by_setup.values()):
                 key, digits, title = f"of_{reference}", 2, f"    of {reference}"

@@ -13,7 +13,7 @@ from support import require
 from nedge.lab.servers import ServerSet, has_quic
 from nedge.lab.topology import Lab
 
-TOOLS = ("ip", "ethtool", "sysctl", "tcpdump", "curl", "dig", "dnsmasq", "dropbear", "openssl", "ssh")
+TOOLS = ("ip", "ethtool", "sysctl", "tcpdump", "curl", "dig", "dnsmasq", "dropbear", "openssl", "ping", "ssh")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

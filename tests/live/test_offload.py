@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,6 +126,39 @@ def test_other_bits_of_marks_stay(lab: Lab, servers: ServerSet) -> None:
         assert curl(lab, URL)
         assert "mark=805306373" in connections(lab)  # 0x30000005
         lab.gateway.run(["iptables", "-t", "mangle", "-D", "PREROUTING", *mark], check=True)
+
+
+def test_marks_go_with_the_gateway(lab: Lab, servers: ServerSet) -> None:
+    """Another start may decide by another policy: what the last one decided must not outlive it."""
+    blocked = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
+    with kept(lab, "www.example") as connection:
+        with Gateway(lab, PORTS + EVENTS + blocked):
+            assert connection.ask() == "answered"
+            assert not https(lab, "blocked.example")
+            assert "mark=268435456" in connections(lab)  # pass
+            assert "mark=536870912" in connections(lab)  # drop
+        listed = connections(lab)
+        assert "ESTABLISHED" in listed
+        assert set(re.findall(r"mark=\d+", listed)) == {"mark=0"}
+
+
+def test_a_crashed_gateways_decisions_stay(lab: Lab, servers: ServerSet) -> None:
+    blocked = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
+    with kept(lab, "www.example") as connection:
+        with Gateway(lab, PORTS + EVENTS + blocked) as gateway:
+            assert connection.ask() == "answered"
+            (gateway.directory / "nedge.toml").write_text(PORTS + EVENTS + blocked)
+            os.kill(gateway.pid, signal.SIGHUP)
+            until(lambda: '"reloaded"' in gateway.log)
+            assert connection.ask() == "answered"
+            assert not https(lab, "blocked.example")
+            os.kill(gateway.pid, signal.SIGKILL)
+            until(lambda: not lab.gateway.run(["pgrep", "-f", "nedge run"]).stdout.split())
+            assert connection.ask() == "answered"
+        with Gateway(lab, PORTS + EVENTS + blocked):
+            assert connection.ask() == "answered"
+            # Generation 1: share and generation in the upper four bits.
+            assert {"mark=1342177280", "mark=1610612736"} <= set(re.findall(r"mark=\d+", connections(lab)))
 
 
 def test_reload(lab: Lab, servers: ServerSet) -> None:

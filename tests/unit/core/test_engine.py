@@ -154,17 +154,30 @@ def test_client_is_who_sends_first() -> None:
     assert the_flow(rig).client.ip == SERVER
 
 
-def test_syn_ack_first_the_receiver_is_the_client() -> None:
-    """A capture that starts too late, or asymmetric routing."""
+def test_syn_ack_first_its_sender_is_the_client() -> None:
+    """A capture that starts too late, or asymmetric routing: the source of the first packet, as ever."""
     rig = Rig()
     rig.feed(s2c(b"", SYN | ACK))
     flow = the_flow(rig)
-    assert (flow.client.ip, flow.client_port, flow.server.ip, flow.server_port) == (CLIENT, 40000, SERVER, 80)
-    assert (flow.packets_sent, flow.packets_rcvd) == (0, 1)
+    assert (flow.client.ip, flow.client_port, flow.server.ip, flow.server_port) == (SERVER, 80, CLIENT, 40000)
+    assert (flow.packets_sent, flow.packets_rcvd) == (1, 0)
     rig.feed(c2s(b"", ACK))
     assert the_flow(rig) is flow
     assert (flow.packets_sent, flow.packets_rcvd) == (1, 1)
     assert flow.handshake is Handshake.NONE  # the SYN was not seen
+
+
+def test_a_syn_decides_who_the_client_is() -> None:
+    """The answer overtook the SYN in the capture."""
+    rig = Rig()
+    rig.feed(s2c(b"", SYN | ACK))
+    rig.feed(c2s(b"", SYN))
+    flow = the_flow(rig)
+    assert (flow.client.ip, flow.client_port, flow.server.ip, flow.server_port) == (CLIENT, 40000, SERVER, 80)
+    assert (flow.packets_sent, flow.packets_rcvd) == (1, 1)
+    assert (flow.bytes_sent, flow.bytes_rcvd) == (40, 40)
+    rig.feed(c2s(b"x", ACK | PSH))
+    assert (the_flow(rig) is flow, flow.packets_sent) == (True, 2)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +525,10 @@ def test_malformed(policy: Action) -> None:
     assert rig.feed(ip4(6, b"")) is policy
     counters = rig.engine.counters
     assert counters.malformed == {Malformed.EMPTY: 1, Malformed.VERSION: 1, Malformed.SHORT_L4: 2}
-    assert (counters.packets, counters.bytes, counters.flows) == (4, 0, 0)
+    # What has an IP header belongs to a flow: one without ports, here.
+    assert (counters.packets, counters.bytes, counters.flows) == (4, 40, 1)
+    assert the_flow(rig).packets_sent == 2
+    assert counters.dropped_packets == (4 if policy else 0)
 
 
 @pytest.mark.parametrize("policy", [PASS, DROP])
@@ -1079,7 +1095,8 @@ def check_counts(engine: Engine, packets: list[bytes], events: list[Any]) -> Non
     done = [event.flow for event in events if isinstance(event, FlowEnded)]
     assert counters.packets == len(packets)
     assert counters.fragments == sum(kind is FRAGMENT for kind in kinds)
-    assert sum(counters.malformed.values()) == sum(isinstance(kind, Malformed) for kind in kinds)
+    flaws = sum(isinstance(kind, Malformed) or getattr(kind, "flaw", None) is not None for kind in kinds)
+    assert sum(counters.malformed.values()) == flaws
     assert counters.bytes == sum(packet.ip_length for packet in good)
     assert len(done) == counters.flows == len({flow.id for flow in done})
     assert sum(flow.packets for flow in done) + counters.table_full == len(good)
