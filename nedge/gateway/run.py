@@ -146,6 +146,7 @@ def _run(
         rules = replace(rules, marks=marks)
         rules.install()
         log.info("reloaded")
+    log.info("gateway_totals", **supervisor.totals())
     log.info("gateway_stopping", signal=signals.received, seconds=round(time.monotonic() - started, 1))
 
 

@@ -1,6 +1,13 @@
-"""What nedge costs on the data path, next to a plain bridge and to Suricata: `python tests/bench/datapath.py`.
+"""What nedge costs on the data path, beside other bridges: `python tests/bench/datapath.py`, as root.
 
-TODO
+Client, bridge and server are network namespaces of this machine. All set-ups are measured in turns within one
+run: a plain bridge, one with iptables and connection tracking, nedge with one and two workers and 20 scripts,
+and Suricata on NFQUEUE without and with its bypass, where it is installed. Every connection has a 5-tuple
+that was not there before. Figures are medians, and ratios to the first two set-ups, per round.
+
+Client, server and the kernel's own work share the cores with the gateway, so rates differ between machines
+and from run to run; ratios less so. Gateway CPU is that of its processes, system calls included; what the
+kernel does in interrupts for any bridge is not in it. Samples that others disturbed are said.
 """
 
 from __future__ import annotations

@@ -109,9 +109,8 @@ class Netfilter(Setup):
     def _start(self, stack: ExitStack) -> None:
         gateway = self.lab.gateway
         gateway.run(["iptables-restore"], input=self.RULES, check=True)
-        keys = ["net.bridge.bridge-nf-call-iptables=1"]
-        for state in ("time_wait", "close"):
-            keys.append(f"net.netfilter.nf_conntrack_tcp_timeout_{state}={CLOSED_SECONDS}")
+        timeouts = (f"net.netfilter.nf_conntrack_tcp_timeout_{state}" for state in ("time_wait", "close"))
+        keys = ["net.bridge.bridge-nf-call-iptables=1", *(f"{key}={CLOSED_SECONDS}" for key in timeouts)]
         gateway.run(["sysctl", "-qw", *keys], check=True)
 
 
