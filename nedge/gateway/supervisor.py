@@ -153,8 +153,9 @@ class Supervisor:
             "generation": marks.generation if marks else 0,
         }
         for child in self._children:
-            if child.link is not None:
-                child.link.send(message)
+            if child.link is not None and not child.link.send(message):
+                log.warning("worker_restarting", worker=child.number, reason="it could not be told to reload")
+                self._buried(child)
 
     def stop(self) -> None:
         """End all workers; each ends its flows first. One that does not end in time is killed."""

@@ -23,6 +23,7 @@ from nedge.core.marks import Marks
 from nedge.gateway.accounting import Accounting
 from nedge.gateway.supervisor import Link
 from nedge.kernel.conntrack import Conntrack
+from nedge.kernel.errors import KernelError
 from nedge.kernel.queue import Judge, PacketQueue
 
 Mode = Literal["inline", "monitor"]
@@ -89,7 +90,10 @@ class Worker:
         self.every(TICK, self._accounting.tick)
 
         def remark(flow: Flow) -> None:
-            conntrack.set_mark(flow.key, self._values[flow.share], marks.mask)
+            try:
+                conntrack.set_mark(flow.key, self._values[flow.share], marks.mask)
+            except (KernelError, OSError) as error:
+                self._engine_failed(error)
 
         self.engine.remark = remark
 

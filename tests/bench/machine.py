@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nedge.kernel.probe import load_modules
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _CONNTRACK_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 _ROOM = 1 << 20
-_LOOK = 0.25
+_LOOK = 0.2
 _KTHREADD = 2
 
 
@@ -29,17 +31,12 @@ class Others:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._before = _processes()
+        self._before = _ticks_of_others()
 
     def share(self) -> float:
         """CPUs that others have used since: 0.5 is half of one."""
-        now, elapsed = _processes(), time.monotonic() - self._start
-        ticks = 0
-        for pid, process in now.items():
-            if not _is_ours(pid, now) and _KTHREADD not in (pid, process.parent):
-                before = self._before.get(pid)
-                ticks += process.ticks - (before.ticks if before else 0)
-        return max(0.0, ticks / _TICKS / elapsed)
+        elapsed = time.monotonic() - self._start
+        return max(0.0, (_ticks_of_others() - self._before) / _TICKS / elapsed)
 
 
 def await_calm(limit: float, patience: float) -> None:
@@ -52,13 +49,22 @@ def await_calm(limit: float, patience: float) -> None:
             return
 
 
+def _ticks_of_others() -> int:
+    """The sum of what they have used. A process that ended lives on in its parent's sum."""
+    processes = _processes()
+    return sum(
+        process.ticks
+        for pid, process in processes.items()
+        if _KTHREADD not in (pid, process.parent) and not _is_ours(pid, processes)
+    )
+
+
 def _processes() -> dict[int, _Process]:
     found = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-                # With its children that ended: short-lived ones would be missed else.
                 found[int(entry.name)] = _Process(int(fields[1]), sum(map(int, fields[11:15])))
     return found
 
@@ -75,11 +81,9 @@ def _is_ours(pid: int, processes: dict[int, _Process]) -> bool:
 @contextlib.contextmanager
 def roomy_conntrack() -> Iterator[None]:
     """Let connection tables hold a million entries for so long; else the kernel drops connections."""
+    load_modules()
     before = int(_CONNTRACK_MAX.read_text())
-    if before >= _ROOM:
-        yield
-        return
-    _CONNTRACK_MAX.write_text(str(_ROOM))
+    _CONNTRACK_MAX.write_text(str(max(before, _ROOM)))
     try:
         yield
     finally:

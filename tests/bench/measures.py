@@ -45,7 +45,7 @@ def connections(setup: Setup, seconds: float) -> Sample:
     result = setup.ends.open(seconds)
     sample = {"rate": result["completed"] / result["seconds"], "failed": result["failed"]}
     if setup.pids():
-        setup.settle()
+        setup.settle(loaded=True)
         sample["cpu"] = (setup.cpu() - before) / result["used"]
     return sample
 
@@ -85,13 +85,13 @@ def live_flows(setup: Setup, seconds: float) -> Sample:
     few, many = FEW, MAX_HELD
     sample: Sample = {}
     with setup.ends.hold(few, "tls") as first:
-        setup.settle(few + 50)
+        setup.settle(loaded=True, connections=few + 50)
         sample["rate_few"] = rate(setup, seconds)
-        setup.settle(few + 50)
+        setup.settle(loaded=True, connections=few + 50)
         memory, start = setup.memory(), time.monotonic()
         with setup.ends.hold(many - few, "tls") as second:
             sample["open_rate"] = (many - few) / (time.monotonic() - start)
-            setup.settle(many + 50)
+            setup.settle(loaded=True, connections=many + 50)
             sample["bytes"] = (setup.memory() - memory) / max(1, second.held)
             sample["rate_many"] = rate(setup, seconds)
             sample["change"] = sample["rate_many"] / sample["rate_few"]

@@ -31,8 +31,9 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Setup:
     """A plain bridge, and the base of the others. On entry everything runs."""
 
-    sites = 1
     bridged = True
+    linger = 0.0
+    """Seconds after which it may still come back to a closed connection, unless its table says it won't."""
 
     def __init__(self, name: str, tools: Tools, *, events: bool) -> None:
         self.name = name
@@ -80,20 +81,25 @@ class Setup:
         done = self.lab.gateway.run(["cat", "/proc/sys/net/netfilter/nf_conntrack_count"])
         return int(done.stdout or 0)
 
-    def settle(self, connections: int = 50) -> None:
+    def settle(self, *, loaded: bool = False, connections: int = 50) -> None:
         """Wait until all is done that connections leave to do: they are forgotten, their records written.
 
-        `connections`: so many may stay.
+        `loaded`: there were some just now. `connections`: so many stay.
         """
         if not self.pids():
             return
-        deadline = time.monotonic() + SETTLE_DEADLINE
+        start = time.monotonic()
         before, quiet = self.cpu(), 0
-        while quiet < 2 and time.monotonic() < deadline:
+        while quiet < 2 and time.monotonic() < start + SETTLE_DEADLINE:
             time.sleep(0.5)
             now = self.cpu()
-            quiet = quiet + 1 if now - before <= SETTLED / 2 and self.connections() <= connections else 0
+            idle = now - before <= SETTLED / 2 and self._forgotten(connections)
+            quiet = quiet + 1 if idle and (time.monotonic() > start + self.linger or not loaded) else 0
             before = now
+
+    def _forgotten(self, connections: int) -> bool:
+        """Whether it has no more than so many connections in mind."""
+        return True
 
 
 class Netfilter(Setup):
@@ -118,6 +124,9 @@ class Nedge(Setup):
     """nedge as it comes, with its policies and generated scripts, and so many workers."""
 
     bridged = False
+
+    def _forgotten(self, connections: int) -> bool:
+        return self.connections() <= connections  # it makes the kernel forget them, and hears of each
 
     def __init__(self, name: str, tools: Tools, *, events: bool, workers: int, extra: str = "") -> None:
         super().__init__(name, tools, events=events)
@@ -166,6 +175,7 @@ class Suricata(Netfilter):
     """Suricata on a queue, with a small configuration and 20 rules; `bypass`: as its documentation has it."""
 
     QUEUE = 1
+    linger = 4.0
 
     def __init__(self, name: str, tools: Tools, *, events: bool, bypass: bool) -> None:
         super().__init__(name, tools, events=events)

@@ -1,0 +1,257 @@
+"""What of a flow the kernel takes over, by which marks, and how its counters and ends come back."""
+
+from __future__ import annotations
+
+import pytest
+from core_kit import ACK, FIN, PSH, SYN, T0, Rig, StubClassifier, StubScripts, ip4, udp
+from test_engine import ask, block_names, c2s, ended, handshake, open_tcp, s2c, the_flow
+
+from nedge.core.engine import Engine
+from nedge.core.flow import EndReason, Flow, Share
+from nedge.core.hooks import Hook
+from nedge.core.hosts import Directory
+from nedge.core.inspection import NameLists
+from nedge.core.limits import Limits
+from nedge.core.lists import DomainSet
+from nedge.core.marks import Marks, is_mask
+from nedge.core.packet import reverse_key
+from nedge.core.verdict import Operator, Policy
+
+GET = b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n"
+
+
+def offloading(scripts: StubScripts | None = None, **options: object) -> tuple[Rig, list[tuple[int, Share]]]:
+    """A rig with a kernel, and what that is told outside of packets."""
+    rig = Rig(scripts=scripts, **options)  # type: ignore[arg-type]
+    told: list[tuple[int, Share]] = []
+    rig.engine.remark = lambda flow: told.append((flow.id, flow.share))
+    return rig, told
+
+
+def share(rig: Rig, data: bytes, at: float = 0.0) -> Share:
+    """What the kernel is told with a packet."""
+    rig.feed(data, at)
+    return rig.engine.share
+
+
+def test_without_a_kernel_there_are_no_shares() -> None:
+    rig = Rig()
+    for data in [*handshake(), c2s(b"SSH-2.0-x\r\n", PSH | ACK)]:
+        assert share(rig, data) is Share.NONE
+    assert the_flow(rig).share is Share.NONE
+
+
+def test_a_decided_flow_is_passed_by_the_kernel() -> None:
+    rig, _ = offloading()
+    for data in handshake():
+        assert share(rig, data) is Share.NONE
+    assert share(rig, c2s(b"SSH-2.0-x\r\n", PSH | ACK)) is Share.PASS
+    assert the_flow(rig).looking is False
+
+
+def test_a_blocked_flow_is_dropped_by_the_kernel_and_forgets_its_inspection() -> None:
+    rig, _ = offloading(block_names("bad.example"))
+    open_tcp(rig)
+    assert share(rig, c2s(GET % b"bad.example", PSH | ACK)) is Share.DROP
+    assert rig.classifier.alive == 0
+
+
+def test_what_a_script_waits_for_is_waited_for() -> None:
+    class Growing(StubClassifier):
+        """Named at once, but never complete."""
+
+        def open(self):  # type: ignore[no-untyped-def]
+            state = super().open()
+            state.more_possible = lambda: True
+            return state
+
+    for hooks, expected in (((Hook.PROTOCOL_DETECTED,), Share.PASS), ((Hook.PROTOCOL_UPDATED,), Share.NONE)):
+        rig, _ = offloading(StubScripts(*hooks), classifier=Growing())
+        open_tcp(rig)
+        assert share(rig, c2s(b"SSH-2.0-x\r\n", PSH | ACK)) is expected
+
+
+def test_http_is_watched_and_told_once() -> None:
+    rig, _ = offloading(block_names("bad.example"))
+    open_tcp(rig)
+    first, second = GET % b"good.example", GET % b"bad.example"
+    assert share(rig, c2s(first, PSH | ACK)) is Share.WATCH
+    assert share(rig, c2s(first, PSH | ACK, seq=100 + len(first))) is Share.NONE  # the kernel knows
+    assert share(rig, c2s(second, PSH | ACK, seq=100 + 2 * len(first))) is Share.DROP
+
+
+def test_http_without_its_start_is_not_left_to_the_kernels_idea_of_who_asks() -> None:
+    rig, _ = offloading()
+    assert share(rig, c2s(GET % b"good.example", PSH | ACK)) is Share.NONE
+
+
+def test_a_blocked_query_is_dropped_alone() -> None:
+    rig, _ = offloading(block_names("bad.example"))
+    assert share(rig, ask("good.example")) is Share.WATCH
+    assert share(rig, ask("bad.example")) is Share.NONE
+    assert share(rig, ask("good.example")) is Share.WATCH
+
+
+@pytest.mark.parametrize(
+    "data", [ip4(1, b"\x08\0\0\0\0\0\0\1"), ip4(4, ip4(6, b"\0" * 12 + b"\x50\x02" + bytes(6)))]
+)
+def test_icmp_and_tunnels_stay_here(data: bytes) -> None:
+    rig, _ = offloading(policy=Policy(host_drop_score=1))
+    assert share(rig, data) is Share.NONE
+
+
+def test_a_verdict_that_changes_is_changed_in_the_kernel() -> None:
+    rig, told = offloading()
+    open_tcp(rig)
+    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
+    flow = the_flow(rig)
+    flow.operator = Operator.BLOCK
+    rig.engine.rejudge(None, T0 + 1)
+    flow.operator = Operator.UNBLOCK
+    rig.engine.rejudge(None, T0 + 2)
+    assert told == [(flow.id, Share.DROP), (flow.id, Share.PASS)]
+
+
+def test_a_syn_on_a_flow_that_the_kernel_has_is_a_new_flow() -> None:
+    """The kernel's connection, and its mark, would have kept it there."""
+    rig, _ = offloading()
+    open_tcp(rig)
+    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
+    rig.feed(c2s(b"", SYN, seq=5000), 1)
+    assert ended(rig) == [(EndReason.REPLACED, 1.0)]
+
+
+# Counters and ends
+
+
+def offloaded() -> tuple[Engine, Flow, Rig]:
+    rig, _ = offloading()
+    open_tcp(rig)
+    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
+    return rig.engine, the_flow(rig), rig
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_kernels_counters_replace_ours(turned: bool) -> None:
+    engine, flow, _ = offloaded()
+    sent, received = (10, 1000), (20, 20_000)
+    before = flow.goodput_sent
+    sent_before = flow.bytes_sent
+    counts = (received, sent) if turned else (sent, received)
+    engine.account(reverse_key(flow.key) if turned else flow.key, *counts, T0 + 9, gone=False)
+    assert (flow.packets_sent, flow.bytes_sent, flow.packets_rcvd, flow.bytes_rcvd) == (10, 1000, 20, 20_000)
+    assert flow.last_seen == T0 + 9
+    # An estimate: 20 bytes of IPv4 and 32 of TCP header for each of 7 packets that did not come up.
+    assert flow.goodput_sent - before == 1000 - sent_before - 7 * 52
+
+
+def test_counters_that_are_behind_ours_change_nothing() -> None:
+    engine, flow, _ = offloaded()
+    before = (flow.packets, flow.bytes, flow.last_seen)
+    engine.account(flow.key, (1, 40), (0, 0), T0 + 9, gone=False)
+    assert (flow.packets, flow.bytes, flow.last_seen) == before
+
+
+def test_the_kernel_says_when_it_is_over() -> None:
+    engine, flow, rig = offloaded()
+    engine.advance(T0 + 1000)
+    assert ended(rig) == []
+    engine.account(flow.key, (10, 1000), (20, 2000), T0 + 900, gone=True)
+    assert ended(rig) == [(EndReason.CLOSED, 1000.0)]
+    assert flow.last_seen == T0 + 900
+    assert (engine.table.count, len(engine.hosts)) == (0, 0)
+
+
+def test_other_connections_are_none_of_ours() -> None:
+    engine, flow, rig = offloaded()
+    key = flow.key[:-1] + b"\xff"
+    engine.account(key, (1, 40), (0, 0), T0, gone=True)
+    undecided = c2s(b"", SYN, sport=7)
+    rig.feed(undecided)
+    (other,) = (one for one in engine.table if one is not flow)
+    engine.account(other.key, (5, 400), (0, 0), T0, gone=True)
+    assert ended(rig) == []
+    assert other.packets == 1
+
+
+def test_what_two_readings_miss_is_gone() -> None:
+    engine, flow, rig = offloaded()
+    for reading, left in enumerate([[], [], [(EndReason.IDLE, 2.0)]]):
+        engine.begin_reading()
+        if reading == 0:
+            engine.account(flow.key, (10, 1000), (20, 2000), T0, gone=False)
+        engine.end_reading(T0 + reading)
+        assert ended(rig) == left
+
+
+# A new policy
+
+
+def renew(engine: Engine, scripts: StubScripts, **policy: int) -> None:
+    nothing = DomainSet()
+    engine.renew(
+        scripts=scripts,
+        policy=Policy(**policy),  # type: ignore[arg-type]
+        directory=Directory(),
+        limits=Limits(),
+        names=NameLists(nothing, nothing, nothing),
+    )
+
+
+def test_live_flows_are_judged_anew_with_their_next_packet() -> None:
+    rig, _ = offloading(block_names("bad.example"))
+    open_tcp(rig)
+    bad = GET % b"bad.example"
+    assert share(rig, c2s(bad, PSH | ACK)) is Share.DROP
+    renew(rig.engine, StubScripts())
+    flow = the_flow(rig)
+    assert flow.verdict.action  # until its next packet
+    assert rig.feed(s2c(b"x", PSH | ACK)) == 0
+    assert (flow.score, flow.status_map, flow.client_score) == (0, 0, 0)
+    assert rig.engine.share is not Share.DROP
+    renew(rig.engine, block_names("bad.example"))
+    assert rig.feed(s2c(b"x", PSH | ACK)) == 1
+    assert rig.engine.share is Share.DROP
+
+
+def test_a_new_policy_starts_scores_from_nothing() -> None:
+    rig, _ = offloading(block_names("bad.example", score=60), policy=Policy(drop_score=100))
+    rig.feed(ask("bad.example"))
+    for _ in range(3):
+        renew(rig.engine, block_names("bad.example", score=60))
+        rig.feed(ip4(17, udp(b"no query", sport=40000)))
+    assert the_flow(rig).score == 60
+    assert not the_flow(rig).verdict.action
+
+
+# Marks
+
+
+@pytest.mark.parametrize("mask", [0xF0000000, 0x70, 0xFF, 0x00FF0000, 7])
+def test_marks_stay_within_their_mask_and_apart(mask: int) -> None:
+    marks, seen = Marks(mask), set()
+    for _ in range(1 << (mask.bit_count() - 2)):
+        for each in (Share.PASS, Share.DROP, Share.WATCH):
+            value = marks.value(each)
+            assert 0 < value <= mask
+            assert value & ~mask == 0
+            assert (value & marks.share_mask) >> marks.shift == each
+            seen.add(value)
+        assert marks.value(Share.NONE) == 0
+        marks = marks.next()
+    assert len(seen) == 3 << (mask.bit_count() - 2)
+    assert marks == Marks(mask)  # the generations go round
+
+
+@pytest.mark.parametrize("mask", [0, 1, 3, 0x5, 0xF000F000, 0x1FF, 1 << 32, 0x1F0000000, -8])
+def test_what_is_no_mask(mask: int) -> None:
+    assert not is_mask(mask)
+    with pytest.raises(ValueError, match="run of 3 to 8 bits"):
+        Marks(mask)
+
+
+def test_a_fin_does_not_end_what_the_kernel_has() -> None:
+    engine, _, rig = offloaded()
+    rig.feed(c2s(b"", FIN | ACK, seq=111), 1)
+    engine.advance(T0 + 17)
+    assert ended(rig) == []
