@@ -153,7 +153,7 @@ def test_a_crashed_gateways_decisions_stay(lab: Lab, servers: ServerSet) -> None
             assert connection.ask() == "answered"
             assert not https(lab, "blocked.example")
             os.kill(gateway.pid, signal.SIGKILL)
-            until(lambda: not lab.gateway.run(["pgrep", "-f", "nedge run"]).stdout.split())
+            time.sleep(1)  # the worker ends with its supervisor
             assert connection.ask() == "answered"
         with Gateway(lab, PORTS + EVENTS + blocked):
             assert connection.ask() == "answered"

@@ -398,14 +398,6 @@ def test_host_keys(client: str, server: str, vlan: int, keys: tuple[str, str]) -
     assert once(packets, "(flow.getClientKey(), flow.getServerKey())") == keys
 
 
-def test_the_client_is_who_opened_the_connection() -> None:
-    session = Tcp(dport=80).segment("s", SYN | ACK).segment("c", ACK).client(http_request("example.com"))
-    assert at_end(session.packets, "(flow.getClientKey(), flow.getServerKey())") == (
-        f"{CLIENT}@0",
-        f"{SERVER}@0",
-    )
-
-
 # Classification
 
 NAMES = (
