@@ -39,7 +39,9 @@ class Address(NamedTuple):
 def call(argv: Sequence[str], *, stdin: str | None = None) -> str:
     """Run a tool that must succeed, and give what it printed. `LabError` says what failed, and how."""
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, check=False, start_new_session=True
+        )
     except FileNotFoundError:
         raise LabError(f"{argv[0]} is not installed: run deploy/install-deps.sh demo") from None
     if done.returncode != 0:
@@ -182,7 +184,14 @@ def remove_namespace(namespace: str) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         _remove_state(namespace)
-        subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
+        # In a session of its own: a second Ctrl-C, which goes to the whole group, must not stop it.
+        subprocess.run(
+            ["ip", "netns", "del", namespace], capture_output=True, check=False, start_new_session=True
+        )
+        if not (
+            NAMESPACES / namespace
+        ).is_mount():  # `ip netns add` was stopped half-way: a bare file is left
+            (NAMESPACES / namespace).unlink(missing_ok=True)
     files = ETC_NETNS / namespace
     if files.is_dir():
         for file in files.iterdir():

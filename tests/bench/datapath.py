@@ -1,13 +1,35 @@
 """What nedge costs on the data path, beside other bridges: `python tests/bench/datapath.py`, as root.
 
-Client, bridge and server are network namespaces of this machine. All set-ups are measured in turns within one
-run: a plain bridge, one with iptables and connection tracking, nedge with one and two workers and 20 scripts,
-and Suricata on NFQUEUE without and with its bypass, where it is installed. Every connection has a 5-tuple
-that was not there before. Figures are medians, and ratios to the first two set-ups, per round.
+Client, gateway and server are network namespaces of this machine. It takes gcc and the lab's tools. Set-ups:
 
-Client, server and the kernel's own work share the cores with the gateway, so rates differ between machines
-and from run to run; ratios less so. Gateway CPU is that of its processes, system calls included; what the
-kernel does in interrupts for any bridge is not in it. Samples that others disturbed are said.
+    plain             a Linux bridge
+    netfilter         a bridge whose packets meet iptables and connection tracking
+    nedge-1, nedge-2  nedge with one and with two workers, its policies and small scripts, 20 together
+    suricata          Suricata on NFQUEUE, where it is installed (Debian: bookworm-backports), with 20 rules
+    suricata-bypass   the same with its stream bypass and connection marks, as its documentation has them
+
+All of them run at once, idle but for one, and each measure goes round them. Figures are medians of the
+rounds, ratios ("of plain") the medians of each round's ratio. --json keeps every sample.
+
+* New HTTP connections: one request each, 64 at a time, as many as go, every one from a 5-tuple that was not
+  there before. Client and server are small C programs of one thread (an asyncio server answers 4,000
+  connections/s, these 18,000 over the plain bridge), so that what is between counts. They share the CPUs with
+  the gateway: the rate is what all of them together manage.
+* Gateway CPU per connection: user and system time of all processes in the gateway's namespace, from the first
+  connection until all are forgotten and their records written, by the number of connections. A process is
+  charged for what its system calls set off: a verdict forwards the packet, and often runs the receiver's TCP.
+  Not in it: interrupts, kernel threads, and what the bridge does in the time of client and server.
+* Sustained (on demand): the rate in the second half of a longer time, when old connections end as well.
+* First byte: from connect() to the answer's first byte, at 500 connections/s, evenly spaced.
+* One TCP stream: from the server, after a TLS hello and its answer; nedge leaves such a flow to the kernel.
+  HTTP download: a plain answer without end; nedge goes on watching what the client sends.
+* One UDP flow: datagrams of 64 bytes, as they arrive at the server's port; the flow is decided before.
+* Live flows: TLS connections that stay open. Memory is the growth of the proportional set size of all of
+  nedge's processes together. nedge only, and with one worker only unless this measure is asked for.
+
+Noise: on a quiet machine rates vary by 5 %, streams by 20 % from second to second, p99 most. Other processes
+disturb everything, so each sample waits for calm (--patience) and is taken again (--retries) if others used
+more than a little CPU meanwhile; how many stayed disturbed is said. CPU per connection is the steadiest.
 """
 
 from __future__ import annotations
@@ -81,7 +103,7 @@ class Run:
     def _sample(self, measure: Measure, setup: Setup) -> Sample:
         """One sample; another if others disturbed it, and then the less disturbed one."""
         best: Sample = {}
-        for _ in range(1 + self._options.retries):
+        for _ in range(1 + (self._options.retries if measure.again else 0)):
             machine.await_calm(CALM, self._options.patience)
             others = machine.Others()
             sample = measure.sample(setup, self._options.seconds or measure.seconds)
@@ -123,7 +145,8 @@ def main() -> int:
                 [measure for measure in chosen if measure is not LIVE_FLOWS], options.setups, tools
             )
             if LIVE_FLOWS in chosen:
-                run.live_flows([name for name in options.setups if name.startswith("nedge")], tools)
+                several = [name for name in options.setups if name.startswith("nedge")]
+                run.live_flows(several if options.measures else several[:1], tools)  # minutes, each
     except LabError as error:
         print(error, file=sys.stderr)
         return 1

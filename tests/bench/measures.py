@@ -36,6 +36,8 @@ class Measure:
     seconds: float
     rounds: int
     usual: bool = True
+    again: bool = True
+    """Whether to repeat a sample that others disturbed."""
 
 
 def connections(setup: Setup, seconds: float) -> Sample:
@@ -116,7 +118,7 @@ MEASURES = (
             Figure("failed", "failed connections", "", relative=""),
         ),
         seconds=3,
-        rounds=3,
+        rounds=2,
     ),
     Measure(
         "sustained",
@@ -134,7 +136,7 @@ MEASURES = (
             Figure("p99", "first byte at 500 connections/s, p99", "ms", 1e3, 3, "added"),
         ),
         seconds=3,
-        rounds=3,
+        rounds=2,
     ),
     Measure("tcp", tcp, (Figure("rate", "one TCP stream", "Gbit/s", digits=1),), seconds=1, rounds=3),
     Measure(
@@ -163,4 +165,5 @@ LIVE_FLOWS = Measure(
     ),
     seconds=3,
     rounds=1,
+    again=False,
 )

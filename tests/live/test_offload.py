@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,8 +153,9 @@ def test_a_crashed_gateways_decisions_stay(lab: Lab, servers: ServerSet) -> None
             until(lambda: '"reloaded"' in gateway.log)
             assert connection.ask() == "answered"
             assert not https(lab, "blocked.example")
+            (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()
             os.kill(gateway.pid, signal.SIGKILL)
-            time.sleep(1)  # the worker ends with its supervisor
+            until(lambda: not Path(f"/proc/{worker}").exists())  # it ends with its supervisor
             assert connection.ask() == "answered"
         with Gateway(lab, PORTS + EVENTS + blocked):
             assert connection.ask() == "answered"

@@ -398,6 +398,18 @@ def test_host_keys(client: str, server: str, vlan: int, keys: tuple[str, str]) -
     assert once(packets, "(flow.getClientKey(), flow.getServerKey())") == keys
 
 
+@pytest.mark.parametrize("syn_seen", [True, False])
+def test_the_client_is_who_sent_the_syn_else_the_first_packet(syn_seen: bool) -> None:
+    """Here the answer is the first that is seen; a SYN that comes behind it still decides."""
+    session = Tcp(dport=80).segment("s", SYN | ACK)
+    if syn_seen:
+        session.segment("c", SYN)
+    session.segment("c", ACK).client(http_request("example.com"))
+    ends = (f"{CLIENT}@0", f"{SERVER}@0")
+    expected = ends if syn_seen else ends[::-1]
+    assert at_end(session.packets, "(flow.getClientKey(), flow.getServerKey())") == expected
+
+
 # Classification
 
 NAMES = (
