@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
 import maxminddb
@@ -17,7 +18,7 @@ from nedge.core.facts import Classifier
 from nedge.core.hosts import CountryLookup, Directory
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.limits import Limits
-from nedge.core.lists import DomainSet, NetworkSet
+from nedge.core.lists import DomainSet, Network, NetworkSet
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
@@ -167,16 +168,15 @@ def _entries(path: Path) -> list[tuple[int, str]]:
 
 
 def _networks(paths: list[Path]) -> NetworkSet:
-    entries: list[str] = []
+    entries: list[Network] = []
     for path in paths:
         for number, entry in _entries(path):
             try:
-                NetworkSet([entry])
+                entries.append(ip_network(entry, strict=False))
             except ValueError:
                 raise ConfigError(
                     f"list {path}:{number}: found {entry!r}; allowed is an address or a network"
                 ) from None
-            entries.append(entry)
     return NetworkSet(entries)
 
 

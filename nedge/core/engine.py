@@ -275,6 +275,10 @@ class Engine:
     def _judge_anew(self, flow: Flow, now: float) -> None:
         flow.epoch = self.epoch
         flow.share = Share.NONE
+        if flow.client_score:
+            self.hosts.score_changed(flow.client)
+        if flow.server_score:
+            self.hosts.score_changed(flow.server)
         flow.forget_statuses()
         self.inspector.classify_anew(flow)
         if flow.detected:
@@ -291,6 +295,7 @@ class Engine:
         """The action of a flow that the kernel has a share in changed: tell it."""
         if self.remark is not None:
             flow.share = self._share(flow)
+            flow.accounted = self._readings  # the reading under way may have been past it
             self.remark(flow)
 
     def _hand_over(self, flow: Flow) -> Share:
@@ -300,7 +305,9 @@ class Engine:
             return Share.NONE
         if flow.looking and share in (Share.PASS, Share.DROP):
             self.inspector.let_go(flow)
-        flow.share = share
+        if share is not flow.share:
+            flow.share = share
+            flow.accounted = self._readings  # the reading under way may have been past it
         return share
 
     def begin_reading(self) -> None:

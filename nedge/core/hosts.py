@@ -158,6 +158,12 @@ class HostBook:
         self._changed.clear()
         return changed
 
+    def tell_again(self, scores: Iterable[tuple[str, int, int]]) -> None:
+        """Note hosts that `changed_scores` gave, as they could not be told of; what is forgotten has 0."""
+        for ip, vlan, _score in scores:
+            key = (vlan, ip_bytes(ip))
+            self._changed.setdefault(key, self._hosts.get(key) or Host(key[1], vlan))
+
     def set_score_elsewhere(self, ip: str, vlan: int, score: int) -> Host | None:
         """What other workers' flows add to a host's score; gives the host if it is alive here."""
         key = (vlan, ip_bytes(ip))

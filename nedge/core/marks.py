@@ -42,6 +42,10 @@ class Marks:
             return 0
         return (self.generation << _SHARE_BITS | share) << self.shift & self.mask
 
+    def generation_of(self, mark: int) -> int:
+        """The generation in a connection's mark."""
+        return (mark & self.mask) >> self.shift >> _SHARE_BITS
+
     def next(self) -> Marks:
         """The following generation; the count wraps around."""
         generations = (self.mask >> self.shift >> _SHARE_BITS) + 1

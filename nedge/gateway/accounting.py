@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import selectors
 import time
+from collections.abc import Callable
 
 from nedge.core.engine import Engine
 from nedge.core.flow import Share
@@ -26,7 +27,11 @@ SILENCE = CLOSED_SECONDS
 class Accounting:
     """Drives one conntrack handle for one engine; the worker's loop calls it."""
 
-    def __init__(self, engine: Engine, conntrack: Conntrack, marks: Marks) -> None:
+    def __init__(
+        self, engine: Engine, conntrack: Conntrack, marks: Marks, clock: Callable[[], float]
+    ) -> None:
+        """`clock`: epoch seconds, as the engine is told them."""
+        self._clock = clock
         self._engine = engine
         self._conntrack = conntrack
         self._marks = marks
@@ -69,6 +74,7 @@ class Accounting:
         one_bit = Share.PASS << self._marks.shift  # PASS and WATCH have it
         self._to_read = [(one_bit, one_bit), (Share.DROP << self._marks.shift, self._marks.share_mask)]
         self._reading = True
+        self._conntrack.dump_failed = False
         self._engine.begin_reading()
         self._continue()
 
@@ -77,7 +83,8 @@ class Accounting:
             self._conntrack.start_dump(*self._to_read.pop())
         elif self._reading:
             self._reading = False
-            self._engine.end_reading(time.time())
+            if not self._conntrack.dump_failed:  # else nothing is known of what it did not give
+                self._engine.end_reading(self._clock())
 
     def dump_arrived(self) -> None:
         """A part of a dump is there."""
@@ -90,7 +97,7 @@ class Accounting:
         self._take(self._conntrack.ended())
 
     def _take(self, connections: list[Connection]) -> None:
-        now = time.time()
+        now = self._clock()
         for key, _mark, packets, size, packets_back, size_back, gone in connections:
             last = now - (SILENCE if gone else 0)
             self._engine.account(key, (packets, size), (packets_back, size_back), last, gone=gone)

@@ -132,9 +132,9 @@ def _run(
     started = time.monotonic()
     while True:
         supervisor.serve()
-        if signals.received != signal.SIGHUP:
+        if signals.stop is not None:
             break
-        signals.received = None
+        signals.reload = False
         renewed = renew(config, reread) if reread else None
         if renewed is None:
             continue
@@ -145,9 +145,11 @@ def _run(
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         rules = replace(rules, marks=marks)
         rules.install()
+        if marks:  # generations go round: marks of old ones must not come alive again
+            clear_marks(marks, but=marks.generation)
         log.info("reloaded")
     log.info("gateway_totals", **supervisor.totals())
-    log.info("gateway_stopping", signal=signals.received, seconds=round(time.monotonic() - started, 1))
+    log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
 
 
 def adopt_marks(mask: int, state: State) -> Marks:
@@ -162,10 +164,17 @@ def adopt_marks(mask: int, state: State) -> Marks:
 
 def forget_marks(marks: Marks, state: State) -> None:
     """Take our marks off all connections: another start may decide by another policy."""
-    conntrack = Conntrack()
-    cleared = conntrack.clear_marks(marks)
-    conntrack.close()
+    clear_marks(marks)
     state.drop(MARKS)
+
+
+def clear_marks(marks: Marks, *, but: int | None = None) -> None:
+    """Take our marks off all connections, except for those of one generation."""
+    conntrack = Conntrack()
+    try:
+        cleared = conntrack.clear_marks(marks, but=but)
+    finally:
+        conntrack.close()
     if cleared:
         log.info("marks_cleared", connections=cleared)
 

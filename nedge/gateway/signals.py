@@ -14,7 +14,10 @@ class StopSignals:
     """Signals as something to select on; from the moment it is made, none is lost."""
 
     def __init__(self, numbers: tuple[signal.Signals, ...] = STOP_SIGNALS) -> None:
-        self.received: int | None = None
+        self.stop: int | None = None
+        """The first signal to stop that came."""
+        self.reload = False
+        """SIGHUP came; who acts on it clears this before."""
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -39,7 +42,10 @@ class StopSignals:
         self._writer.close()
 
     def _note(self, number: int, _frame: object) -> None:
-        self.received = number
+        if number == signal.SIGHUP:
+            self.reload = True
+        elif self.stop is None:
+            self.stop = number
 
 
 @contextlib.contextmanager

@@ -4,23 +4,24 @@ One process per queue, forked from this one, each with its own engine. They talk
 object a message:
 
     worker -> supervisor    {"ready": true}, {"failed": "why"},
-                            {"beat": {counters}, "hosts": [[ip, vlan, score]]}
+                            {"beat": {counters}}, {"hosts": [[ip, vlan, score]]}
     supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
                             {"renew": configuration, "generation": of marks}
 
-A worker ends when its supervisor does (the socket closes): the rules stay, open or closed as configured, and
+A worker ends when its supervisor does: the rules stay, open or closed as configured, and
 the next start takes them over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import orjson
@@ -39,6 +40,8 @@ _RESTART_PAUSES = (0.0, 0.0, 0.2, 0.5, 1.0)
 """Before the next start of a worker that keeps dying young."""
 _YOUNG_SECONDS = 5.0
 _LARGEST_MESSAGE = 1 << 18
+HOSTS_PER_MESSAGE = 500
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 log = structlog.get_logger()
 
@@ -100,6 +103,8 @@ class _Child:
         self.deaths = 0
         """In a row, each soon after its start."""
         self.restart_at = 0.0
+        self.untold: dict[tuple[str, int], int] = {}
+        """Host -> score elsewhere, that it has yet to be told."""
         self.beat: Message = {}
         """Counters, as of the latest heartbeat."""
 
@@ -135,13 +140,13 @@ class Supervisor:
 
     @property
     def stopping(self) -> bool:
-        """A stop signal has come."""
-        return self._signals.received is not None
+        """A signal to stop has come."""
+        return self._signals.stop is not None
 
     def serve(self, seconds: float = float("inf")) -> None:
-        """Look after the workers until a stop signal comes, or for so many seconds."""
+        """Look after the workers until a signal comes, or for so many seconds."""
         end = time.monotonic() + seconds
-        while not self.stopping and time.monotonic() < end:
+        while not self.stopping and not self._signals.reload and time.monotonic() < end:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
             self._replace(time.monotonic())
 
@@ -153,7 +158,10 @@ class Supervisor:
             "generation": marks.generation if marks else 0,
         }
         for child in self._children:
-            if child.link is not None and not child.link.send(message):
+            if child.link is None:
+                continue
+            child.ready, child.heard = False, time.monotonic()  # reading large lists takes its time
+            if not child.link.send(message):
                 log.warning("worker_restarting", worker=child.number, reason="it could not be told to reload")
                 self._buried(child)
 
@@ -199,6 +207,7 @@ class Supervisor:
         """In the child: only what is the worker's stays open. Never returns into the supervisor's code."""
         status = 1
         try:
+            die_with_parent()
             self._selector.close()
             for child in self._children:
                 if child.link is not None:
@@ -227,6 +236,9 @@ class Supervisor:
                 self._signals.consume()
             else:
                 self._hear(child)
+        for child in self._children:
+            if child.untold:
+                self._tell(child)
 
     def _hear(self, child: _Child) -> None:
         assert child.link is not None
@@ -241,12 +253,14 @@ class Supervisor:
                 log.info("worker_ready", worker=child.number, seconds=round(child.heard - child.started, 3))
             child.failed = message.get("failed", child.failed)
             child.beat = message.get("beat", child.beat)
-            if message.get("hosts"):
-                self._share_scores(child.number, message["hosts"])
+            self._share_scores(child.number, message.get("hosts", ()))
+            if "ready" in message:
+                self._tell_all(child)
 
     def _reap(self) -> None:
         for child in self._children:
             if child.pid and os.waitpid(child.pid, os.WNOHANG)[0]:
+                child.pid = 0
                 self._buried(child)
 
     def _buried(self, child: _Child) -> None:
@@ -280,22 +294,47 @@ class Supervisor:
 
     # Host scores: each worker knows its own share of a host's score, and is told the sum of the others'
 
-    def _share_scores(self, number: int, hosts: list[tuple[str, int, int]]) -> None:
+    def _share_scores(self, number: int, hosts: Iterable[tuple[str, int, int]]) -> None:
         for ip, vlan, score in hosts:
             by_worker = self._scores.setdefault((ip, vlan), {})
             by_worker[number] = score
-            self._tell_others(ip, vlan, by_worker, number)
-            if not any(by_worker.values()):
-                del self._scores[ip, vlan]
+            self._changed((ip, vlan), by_worker, number)
 
     def _forget_scores(self, number: int) -> None:
         """A worker died, and with it the flows that its scores came from."""
-        for (ip, vlan), by_worker in list(self._scores.items()):
+        for host, by_worker in list(self._scores.items()):
             if by_worker.pop(number, 0):
-                self._tell_others(ip, vlan, by_worker, number)
+                self._changed(host, by_worker, number)
 
-    def _tell_others(self, ip: str, vlan: int, by_worker: dict[int, int], source: int) -> None:
+    def _changed(self, host: tuple[str, int], by_worker: dict[int, int], source: int) -> None:
+        """A host's score in one worker changed: the others are to be told."""
         total = sum(by_worker.values())
         for child in self._children:
-            if child.number != source and child.link is not None:
-                child.link.send({"hosts": [(ip, vlan, total - by_worker.get(child.number, 0))]})
+            if child.number != source:
+                child.untold[host] = total - by_worker.get(child.number, 0)
+        if not total:
+            self._scores.pop(host, None)
+
+    def _tell_all(self, child: _Child) -> None:
+        """A worker is new, or knows nothing: all scores elsewhere are news to it."""
+        for host, by_worker in self._scores.items():
+            child.untold[host] = sum(by_worker.values()) - by_worker.get(child.number, 0)
+
+    def _tell(self, child: _Child) -> None:
+        """Send what a worker has yet to be told, as far as it takes it now."""
+        hosts = list(child.untold.items())
+        for start in range(0, len(hosts), HOSTS_PER_MESSAGE):
+            part = hosts[start : start + HOSTS_PER_MESSAGE]
+            message = {"hosts": [(ip, vlan, score) for (ip, vlan), score in part]}
+            if child.link is None or not child.link.send(message):
+                return
+            for host, _score in part:
+                del child.untold[host]
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process with the one that forked it, even where it hangs (prctl(2))."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)

@@ -21,7 +21,7 @@ from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
 from nedge.core.marks import Marks
 from nedge.gateway.accounting import Accounting
-from nedge.gateway.supervisor import Link
+from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
 from nedge.kernel.queue import Judge, PacketQueue
@@ -47,14 +47,19 @@ class Worker:
         mode: Mode,
         fail_open: bool,
         marks: Marks | None = None,
-        gso: bool = True,
+        gso: bool = False,
     ) -> None:
         """Bind the queue. Raises KernelError if it is taken.
 
         marks: the kernel takes decided flows over, by these.
+        gso: take large segmented packets whole. Only the first 2 KB of each come up, so that a name behind
+        them is not seen: undecided flows had better come in packets as they are on the wire.
         """
         self.engine = engine
         self.mode = mode
+        offset = time.time() - time.monotonic()
+        self.clock: Callable[[], float] = lambda: offset + time.monotonic()
+        """Epoch seconds; the machine's clock may be set, this one only goes on."""
         self._marks = marks
         self._values = self._mark_values()
         """Mark for each share; changed in place with the generation."""
@@ -84,12 +89,14 @@ class Worker:
     def _hand_over(self, marks: Marks) -> None:
         """Let the kernel take over decided flows, and keep account of them."""
         self._conntrack = conntrack = Conntrack()
-        self._accounting = Accounting(self.engine, conntrack, marks)
-        self.watch(conntrack.fileno(), self._accounting.ends_arrived)
-        self.watch(conntrack.dump_fileno, self._accounting.dump_arrived)
-        self.every(TICK, self._accounting.tick)
+        self._accounting = Accounting(self.engine, conntrack, marks, self.clock)
+        accounting = self._accounting
+        self.watch(conntrack.fileno(), lambda: self._guarded(lambda _now: accounting.ends_arrived()))
+        self.watch(conntrack.dump_fileno, lambda: self._guarded(lambda _now: accounting.dump_arrived()))
+        self.every(TICK, lambda: self._guarded(lambda _now: accounting.tick()))
 
         def remark(flow: Flow) -> None:
+            self.queue.flush()  # a mark that waits there must not overwrite this one
             try:
                 conntrack.set_mark(flow.key, self._values[flow.share], marks.mask)
             except (KernelError, OSError) as error:
@@ -108,7 +115,7 @@ class Worker:
 
     def _judge(self) -> Judge:
         """Packet -> what the queue shall do with it. The hot path."""
-        engine, packet, clock = self.engine, self.engine.packet, time.time
+        engine, packet, clock = self.engine, self.engine.packet, self.clock
         if self._marks is None:
             if self.mode == "monitor":
                 return lambda data, mac: packet(data, clock(), 0, mac) and 0
@@ -149,7 +156,12 @@ class Worker:
             }
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
-        self._link.send({"beat": beat, "hosts": self.engine.hosts.changed_scores()})
+        self._link.send({"beat": beat})
+        changed = self.engine.hosts.changed_scores()
+        for start in range(0, len(changed), HOSTS_PER_MESSAGE):
+            part = changed[start : start + HOSTS_PER_MESSAGE]
+            if not self._link.send({"hosts": part}):
+                self.engine.hosts.tell_again(part)
 
     def _hear(self) -> None:
         assert self._link is not None
@@ -161,18 +173,21 @@ class Worker:
             for ip, vlan, score in message.get("hosts", ()):
                 self.engine.set_score_elsewhere(ip, vlan, score)
             if "renew" in message:
-                self._take_over(Config.model_validate(message["renew"]), message["generation"])
+                self._take_over(message["renew"], message["generation"])
 
-    def _take_over(self, config: Config, generation: int) -> None:
-        """Another configuration. It has been checked; if it fails here all the same, the old one stays."""
+    def _take_over(self, config: dict[str, Any], generation: int) -> None:
+        """Another configuration. It has been checked; should it fail here, another worker starts."""
+        assert self._link is not None
         try:
-            self._renew(config)
+            self._renew(Config.model_validate(config))
         except Exception as error:
             self._engine_failed(error)
+            self.stop()
             return
         if self._marks:
             self._marks = Marks(self._marks.mask, generation)
             self._values[:] = self._mark_values()
+        self._link.send({"ready": True})
 
     def every(self, seconds: float, step: Callable[[], None]) -> None:
         """Call `step` from the loop about every so many seconds."""
@@ -212,7 +227,7 @@ class Worker:
 
     def _guarded(self, step: Callable[[float], object]) -> None:
         try:
-            step(time.time())
+            step(self.clock())
         except Exception as error:
             self._engine_failed(error)
 

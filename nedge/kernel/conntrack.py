@@ -26,6 +26,8 @@ _READ = 1 << 16
 _BATCH = 100
 """Messages that are sent in one go."""
 _DUMP_SECONDS = 2.0
+_CONTROL_SECONDS = 0.5
+"""The kernel answers within the call; this is for when something is very wrong."""
 
 _NETLINK_NETFILTER = 12
 _CTNETLINK = 1 << 8
@@ -76,6 +78,9 @@ class Conntrack:
         self._dumps = _open()
         self._dumps.setblocking(False)
         self._dumping = False
+        self.dump_failed = False
+        """A dump ended with an error; the caller clears it."""
+        self._control.settimeout(_CONTROL_SECONDS)
         self.lost_events = 0
         """Times that the kernel had to throw events away since we were slow."""
 
@@ -147,10 +152,14 @@ class Conntrack:
             data = self._dumps.recv(_READ)
         except BlockingIOError:
             return []
+        except OSError:
+            self._dumping, self.dump_failed = False, True
+            return []
         found = []
         for kind, connection in _connections(data, gone=False):
             if kind in (_NLMSG_DONE, _NLMSG_ERROR):
                 self._dumping = False
+                self.dump_failed = self.dump_failed or kind == _NLMSG_ERROR
             elif connection is not None:
                 found.append(connection)
         return found
@@ -159,8 +168,11 @@ class Conntrack:
     def dumping(self) -> bool:
         return self._dumping
 
-    def clear_marks(self, marks: Marks) -> int:
-        """Take our bits off every connection that has a share in them; says how many. Blocks."""
+    def clear_marks(self, marks: Marks, *, but: int | None = None) -> int:
+        """Take our bits off every connection that has a share in them; says how many. Blocks.
+
+        `but`: leave the connections of this generation alone.
+        """
         cleared = 0
         one_bit = Share.PASS << marks.shift  # PASS and WATCH have it
         for mark, mask in ((one_bit, one_bit), (Share.DROP << marks.shift, marks.share_mask)):
@@ -168,6 +180,8 @@ class Conntrack:
             found: list[Connection] = []
             while self._dumping and select.select([self._dumps], [], [], _DUMP_SECONDS)[0]:
                 found += self.dumped()
+            if but is not None:
+                found = [one for one in found if marks.generation_of(one.mark) != but]
             for start in range(0, len(found), _BATCH):
                 batch = found[start : start + _BATCH]
                 # Without asking for answers: one that has ended meanwhile needs nothing.

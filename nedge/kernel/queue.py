@@ -96,7 +96,7 @@ class PacketQueue:
         fail_open: bool,
         on_error: Callable[[BaseException], None],
         mark_mask: int = 0,
-        gso: bool = True,
+        gso: bool = False,
     ) -> None:
         """Bind. Raises KernelError if another process listens to this queue.
 
@@ -153,11 +153,11 @@ class PacketQueue:
                 run(block=False)
                 if self._last is None:
                     return
-                self._flush()  # an answer often comes up within this very call: look again
+                self.flush()  # an answer often comes up within this very call: look again
         except _BatchDone:
             pass
         finally:
-            self._flush()
+            self.flush()
 
     def stats(self) -> QueueStats | None:
         """The kernel's counters of this queue."""
@@ -193,11 +193,11 @@ class PacketQueue:
             except BaseException as caught:
                 verdict, error = on_failure, caught
             if verdict != self._verdict or mark != self._mark:
-                self._flush()
+                self.flush()
                 self._verdict, self._mark = verdict, mark
             self._last = packet.id
             if error is not None:
-                self._flush()
+                self.flush()
                 on_error(error)
             self._left -= 1
             if not self._left:
@@ -205,7 +205,7 @@ class PacketQueue:
 
         return handle
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Send the verdict for all packets up to the last one judged; the kernel keeps them in order."""
         if self._last is None:
             return

@@ -159,7 +159,10 @@ def _mark_rules(marks: Marks, family: Family) -> list[str]:
     no_payload = f'-m bpf --bytecode "{NO_PAYLOAD[family]}"'
     return [
         f"-m mark ! --mark 0x0/{share} -j CONNMARK --save-mark --nfmask {ours} --ctmask {ours}",
-        f"-m mark ! --mark 0x0/{share} -j MARK --set-xmark 0x0/{ours}",
+        # A packet that has been judged never meets the queue again, whether or not its connection could keep
+        # the mark (an invalid packet has none).
+        f"-m mark --mark {Share.DROP << marks.shift:#x}/{share} -j DROP",
+        f"-m mark ! --mark 0x0/{share} -j RETURN",
         f"{passed} -j RETURN",
         f"{dropped} -j DROP",
         f"{watched} -m conntrack --ctdir REPLY -j RETURN",

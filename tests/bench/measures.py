@@ -135,7 +135,7 @@ MEASURES = (
             Figure("p50", "first byte at 500 connections/s, p50", "ms", 1e3, 3, "added"),
             Figure("p99", "first byte at 500 connections/s, p99", "ms", 1e3, 3, "added"),
         ),
-        seconds=3,
+        seconds=2,
         rounds=2,
     ),
     Measure("tcp", tcp, (Figure("rate", "one TCP stream", "Gbit/s", digits=1),), seconds=1, rounds=3),

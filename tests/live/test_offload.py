@@ -215,3 +215,72 @@ def test_workers_share_the_load(lab: Lab, servers: ServerSet) -> None:
         gateway.stop()
         assert gateway.status == 0
         assert len(gateway.events()) == 4
+
+
+# A ClientHello above 2 KB, in one segment where the path takes it whole; prints what came of it.
+LARGE_HELLO = """
+import socket, ssl, sys
+name = sys.argv[1]
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.set_alpn_protocols(["http/1.1", *(f"protocol-{n:06}" for n in range(160))])
+try:
+    with socket.create_connection(("10.99.0.1", 443), 3) as plain:
+        plain.settimeout(1.5)
+        with context.wrap_socket(plain, server_hostname=name):
+            print("answered")
+except OSError:
+    print("silence")
+"""
+
+
+@pytest.mark.parametrize("offloads", [True, False])
+def test_a_name_in_a_large_hello_is_found(offloads: bool) -> None:
+    """With segmentation offload it is one packet, larger than what comes up of a packet."""
+    settings = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
+    with Lab(offloads=offloads) as lab, ServerSet(lab), Gateway(lab, PORTS + EVENTS + settings):
+        for name, expected in (("blocked.example", "silence"), ("www.example", "answered")):
+            done = lab.client.run([sys.executable, "-c", LARGE_HELLO, name], timeout=15)
+            assert (name, done.stdout.strip()) == (name, expected)
+
+
+# A data segment of an established connection, far outside of its window: invalid to connection tracking.
+STRAY = """
+import socket, struct, sys
+port = int(sys.argv[1])
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xffff) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xffff
+source, target = socket.inet_aton("10.99.0.2"), socket.inet_aton("10.99.0.1")
+tcp = struct.pack("!HHIIBBHHH", port, 443, 0x7fffffff, 1, 0x50, 0x18, 1000, 0, 0) + b"stray!"
+pseudo = source + target + struct.pack("!BBH", 0, 6, len(tcp))
+tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp)) + tcp[18:]
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as s:
+    s.sendto(tcp, ("10.99.0.1", 0))
+"""
+
+
+def test_an_invalid_packet_of_a_decided_connection_comes_up_once(lab: Lab, servers: ServerSet) -> None:
+    def queued() -> int:
+        return int(lab.gateway.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout.split()[7])
+
+    with Gateway(lab, PORTS + EVENTS) as gateway, kept(lab, "www.example") as connection:
+        assert connection.ask() == "answered"
+        found = re.search(r"sport=(\d+) dport=443", connections(lab))
+        assert found
+        before = queued()
+        for _ in range(3):
+            lab.client.run([sys.executable, "-c", STRAY, found[1]], check=True)
+        time.sleep(0.5)
+        assert queued() - before <= 3
+        assert connection.ask() == "answered"
+        assert "worker_restarted" not in gateway.log
+
+
+def test_a_query_is_counted_once(lab: Lab, servers: ServerSet) -> None:
+    with Gateway(lab, PORTS + EVENTS) as gateway:
+        assert lab.client.run(["dig", "+short", "@10.99.0.1", "www.example"]).returncode == 0
+        gateway.stop()
+        (event,) = gateway.events()
+        assert (event["flow"]["pkts_toserver"], event["flow"]["pkts_toclient"]) == (1, 1)

@@ -184,6 +184,19 @@ def test_what_two_readings_miss_is_gone() -> None:
         assert ended(rig) == left
 
 
+def test_what_is_taken_over_during_a_reading_is_not_missed_by_it() -> None:
+    rig, _ = offloading()
+    for _ in range(3):
+        rig.engine.begin_reading()
+        rig.engine.end_reading(T0)
+    rig.engine.begin_reading()
+    assert share(rig, ask("a.example")) is Share.WATCH
+    rig.engine.end_reading(T0 + 1)
+    rig.engine.begin_reading()
+    rig.engine.end_reading(T0 + 2)
+    assert ended(rig) == []
+
+
 # A new policy
 
 
