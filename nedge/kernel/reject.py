@@ -106,7 +106,7 @@ def reset_for(data: bytes) -> bytes | None:
 def _parse(data: bytes) -> Packet | None:
     """The packet, if it can be answered: whole, between two hosts, no tunnel's (that would hit all in it)."""
     packet = decode(data)
-    if not isinstance(packet, Packet) or packet.tunnelled:
+    if not isinstance(packet, Packet) or packet.tunnelled or packet.flaw:
         return None
     data = packet.data
     if data[0] >> 4 == 4:

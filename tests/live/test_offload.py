@@ -238,10 +238,16 @@ except OSError:
 def test_a_name_in_a_large_hello_is_found(offloads: bool) -> None:
     """With segmentation offload it is one packet, larger than what comes up of a packet."""
     settings = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
-    with Lab(offloads=offloads) as lab, ServerSet(lab), Gateway(lab, PORTS + EVENTS + settings):
+    with (
+        Lab(offloads=offloads) as lab,
+        ServerSet(lab) as servers,
+        Gateway(lab, PORTS + EVENTS + settings),
+    ):
         for name, expected in (("blocked.example", "silence"), ("www.example", "answered")):
             done = lab.client.run([sys.executable, "-c", LARGE_HELLO, name], timeout=15)
             assert (name, done.stdout.strip()) == (name, expected)
+        assert not servers.received(host="blocked.example")
+        assert servers.received(host="www.example")
 
 
 # A data segment of an established connection, far outside of its window: invalid to connection tracking.
