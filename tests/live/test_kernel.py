@@ -369,8 +369,8 @@ def test_big_segments_pass(family: str) -> None:
         ).stdout.strip() == str(size)
         assert waiting(lab.gateway) == 0
         report = gateway.stop()
-        assert report["captured"] <= 2048
-        assert report["length"] > 10_000  # GSO: not cut to MTU size
+        # Each comes up whole, as on the wire; of a large one only the start would, the rest unseen.
+        assert 1400 < report["length"] <= report["captured"] <= 1500
 
 
 def test_neighbours_are_found_whatever_the_verdict(lab: Lab, echo: None, start: Start) -> None:

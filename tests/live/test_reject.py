@@ -76,7 +76,7 @@ state.lock()
 bridge = Bridge("br0", ["lan0"], ["wan0"], state)
 rules = RuleSet("br0", ("lan0",), ("wan0",), 7, bypass=False)
 injector = Injector([socket.if_nametoindex(name) for name in ("lan0", "wan0")])
-queue = Queue(7, judge, length=1000, fail_open=False, on_error=fail)
+queue = Queue(7, judge, length=1000, fail_open=False, on_error=fail, gso=True)
 rules.install()
 bridge.open()
 while bridge.ports_without_link():
