@@ -426,7 +426,7 @@ def test_monitor_passes_everything_dead_or_alive(lab: Lab, echo: None, start: St
 def test_timers_run(lab: Lab, start: Start) -> None:
     gateway = start().ready()
     time.sleep(2.5)
-    assert gateway.stop()["ticks"] == 2
+    assert 2 <= gateway.stop()["ticks"] <= 4  # one a second; the worker is there a little before and after
 
 
 @pytest.mark.parametrize("flavour", ["nft", "legacy"])
