@@ -285,7 +285,7 @@ def test_a_tls_client_is_reset_at_its_hello(lab: Lab, servers: ServerSet, family
         assert time.monotonic() - start < 2 * SOON
     assert "reset" in done.stderr.lower()
     assert not servers.received(host="blocked.example")
-    assert gateway.stop()["count"] == 1
+    assert gateway.stop()["count"] >= 1  # more: the hello was sent again before the client had its RST
 
 
 @FAMILIES
