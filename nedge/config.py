@@ -46,7 +46,7 @@ def _address(value: str) -> str:
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
 File = Annotated[Path, Field(strict=False)]
-PassOrDrop = Literal["pass", "drop"]
+PassDropOrReject = Literal["pass", "drop", "reject"]
 Score = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
 
@@ -120,6 +120,11 @@ class VerdictSection(_Section):
     host_drop_score: Score = 0
     """Live host score from which all of a host's flows are dropped; 0 = never."""
     quarantine_seconds: Seconds = 300
+    """How long; at most 24 days, longer is for good."""
+    action: Literal["drop", "reject"] = "drop"
+    """What being blocked means. reject: TCP gets a RST at both ends, all else an ICMP error."""
+    rejects_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    """Of one worker, at most; what is rejected beyond them is dropped."""
     block_statuses: list[str] = ["status_blacklisted"]
     """Statuses that block by themselves, whatever the score."""
 
@@ -133,20 +138,23 @@ class VerdictSection(_Section):
 
 
 class Failures(_Section):
-    """What happens to packets when something fails. Each has a counter."""
+    """What happens to packets when something fails. Each has a counter.
 
-    midstream: PassOrDrop = "pass"
+    reject is drop where nobody can be answered: fragments, and bytes that are no packet.
+    """
+
+    midstream: PassDropOrReject = "pass"
     """TCP flows whose start was not seen: there before us, or left by a worker that was replaced."""
-    unclassified: PassOrDrop = "pass"
+    unclassified: PassDropOrReject = "pass"
     """Flows that nDPI could not name within the limits."""
-    malformed: PassOrDrop = "pass"
-    fragment: PassOrDrop = "pass"
+    malformed: PassDropOrReject = "pass"
+    fragment: PassDropOrReject = "pass"
     """Non-first fragments. On a bridge the kernel reassembles before we see them."""
-    table_full: PassOrDrop = "pass"
+    table_full: PassDropOrReject = "pass"
     """Packets of new flows when max_flows are live."""
-    script_error: PassOrDrop = "pass"
+    script_error: PassDropOrReject = "pass"
     """Flows on which a script raised."""
-    dpi_error: PassOrDrop = "pass"
+    dpi_error: PassDropOrReject = "pass"
 
 
 class Limits(_Section):

@@ -205,7 +205,7 @@ class Engine:
         flow.blacklisted = client.blacklisted or server.blacklisted
         if packet.proto == TCP and not packet.flags & SYN:
             self.counters.midstream += 1
-            if Failure.MIDSTREAM in self.verdicts.policy.failures:
+            if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
                 flow.failures = (Failure.MIDSTREAM,)
         if packet.proto in (ICMP, ICMPV6) and packet.flaw is None:
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])

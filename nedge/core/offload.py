@@ -10,6 +10,10 @@ from nedge.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nedge.core.verdict import Action, Rule
 from nedge.core.watch import DnsWatch
 
+MAX_REJECTS = 16
+"""Packets of a flow that are answered with a reject; those after them are dropped, by the kernel. One is not
+always enough: with data in flight a RST comes too late for its number."""
+
 _L4_HEADERS = {TCP: 32, UDP: 8, SCTP: 12}
 """Usual sizes; TCP with timestamps."""
 
@@ -22,7 +26,10 @@ def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
     proto = flow.proto
     if proto in (ICMP, ICMPV6) or flow.tunnelled:
         return Share.NONE  # the kernel's connections are others than our flows
-    if flow.verdict.action is not Action.PASS:
+    action = flow.verdict.action
+    if action is Action.REJECT and flow.dropped_packets < MAX_REJECTS:
+        return Share.NONE  # each packet gets its answer
+    if action is not Action.PASS:
         # A blocked query does not take the next one on its socket along.
         return Share.NONE if proto == UDP and isinstance(flow.watch, DnsWatch) else Share.DROP
     if not flow.detected or flow.verdict.rule is Rule.UNDETECTED:

@@ -4,7 +4,8 @@ One process per queue, forked from this one, each with its own engine. They talk
 object a message:
 
     worker -> supervisor    {"ready": true}, {"failed": "why"},
-                            {"beat": {counters}}, {"hosts": [[ip, vlan, score]]}
+                            {"beat": {counters}}, {"hosts": [[ip, vlan, score]]},
+                            {"cut": [[ip, seconds in quarantine]]}
     supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
                             {"renew": configuration, "generation": of marks}
 
@@ -22,6 +23,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NoReturn
 
 import orjson
@@ -109,6 +111,13 @@ class _Child:
         """Counters, as of the latest heartbeat."""
 
 
+class _Timer:
+    def __init__(self, seconds: float, step: Callable[[], None]) -> None:
+        self.seconds = seconds
+        self.step = step
+        self.due = time.monotonic() + seconds
+
+
 class Supervisor:
     """Runs `count` workers; `work(number, link)` is what each does, in its own process."""
 
@@ -117,7 +126,10 @@ class Supervisor:
         self._signals = signals
         self._children = [_Child(number) for number in range(count)]
         self._selector = selectors.DefaultSelector()
-        self._selector.register(signals, selectors.EVENT_READ, None)
+        self.watch(signals, signals.consume)
+        self._timers: list[_Timer] = []
+        self.on_cut: Callable[[str, float], None] | None = None
+        """Told of hosts that a worker puts in quarantine, and for how many seconds."""
         self._stopping = False
         self.restarts = 0
         self._scores: dict[tuple[str, int], dict[int, int]] = {}
@@ -138,6 +150,14 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise KernelError(f"the workers were not ready within {READY_SECONDS:.0f} s")
 
+    def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
+        """Call `ready` while serving whenever `fileobj` is readable."""
+        self._selector.register(fileobj, selectors.EVENT_READ, ready)
+
+    def every(self, seconds: float, step: Callable[[], None]) -> None:
+        """Call `step` while serving about every so many seconds."""
+        self._timers.append(_Timer(seconds, step))
+
     @property
     def stopping(self) -> bool:
         """A signal to stop has come."""
@@ -149,6 +169,11 @@ class Supervisor:
         while not self.stopping and not self._signals.reload and time.monotonic() < end:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
             self._replace(time.monotonic())
+            now = time.monotonic()
+            for timer in self._timers:
+                if timer.due <= now:
+                    timer.due = now + timer.seconds
+                    timer.step()
 
     def renew(self, work: Callable[[int, Link], int], config: Config, marks: Marks | None) -> None:
         """All workers judge by another configuration from now on; those that start later, too."""
@@ -201,7 +226,7 @@ class Supervisor:
             self._become_worker(child.number, theirs)
         theirs.close()
         child.pid = pid
-        self._selector.register(ours, selectors.EVENT_READ, child)
+        self.watch(ours, partial(self._hear, child))
 
     def _become_worker(self, number: int, link: Link) -> NoReturn:
         """In the child: only what is the worker's stays open. Never returns into the supervisor's code."""
@@ -231,17 +256,14 @@ class Supervisor:
 
     def _listen(self, timeout: float) -> None:
         for key, _events in self._selector.select(timeout):
-            child: _Child | None = key.data
-            if child is None:
-                self._signals.consume()
-            else:
-                self._hear(child)
+            key.data()
         for child in self._children:
             if child.untold:
                 self._tell(child)
 
     def _hear(self, child: _Child) -> None:
-        assert child.link is not None
+        if child.link is None:  # buried meanwhile
+            return
         messages = child.link.receive()
         if messages is None:
             self._buried(child)
@@ -254,6 +276,9 @@ class Supervisor:
             child.failed = message.get("failed", child.failed)
             child.beat = message.get("beat", child.beat)
             self._share_scores(child.number, message.get("hosts", ()))
+            if self.on_cut is not None:
+                for ip, seconds in message.get("cut", ()):
+                    self.on_cut(ip, seconds)
             if "ready" in message:
                 self._tell_all(child)
 

@@ -19,8 +19,10 @@ import structlog
 from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
+from nedge.core.hosts import Host
 from nedge.core.marks import Marks
 from nedge.gateway.accounting import Accounting
+from nedge.gateway.rejecting import Rejector
 from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
@@ -48,13 +50,16 @@ class Worker:
         fail_open: bool,
         marks: Marks | None = None,
         gso: bool = False,
+        rejector: Rejector | None = None,
     ) -> None:
         """Bind the queue. Raises KernelError if it is taken.
 
         marks: the kernel takes decided flows over, by these.
         gso: take large segmented packets whole. Only the first 2 KB of each come up, so that a name behind
         them is not seen: undecided flows had better come in packets as they are on the wire.
+        rejector: tells the ends of rejected packets; without, these are only dropped.
         """
+        self._rejector = rejector
         self.engine = engine
         self.mode = mode
         offset = time.time() - time.monotonic()
@@ -66,6 +71,8 @@ class Worker:
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
+        self._to_cut: list[tuple[str, float]] = []
+        """Hosts, and for how many seconds."""
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
@@ -81,6 +88,7 @@ class Worker:
             on_error=self._engine_failed,
             mark_mask=marks.mask if marks else 0,
             gso=gso,
+            reject=rejector,
         )
         self.watch(self.queue.fileno(), self.queue.drain)
         if marks:
@@ -141,11 +149,24 @@ class Worker:
         """
         self._link = link
         self._renew = renew
+        self.engine.verdicts.cut = self._cut
         self.watch(link, self._hear)
         self.every(BEAT, self._beat)
 
+    def _cut(self, host: Host, seconds: float) -> None:
+        assert self._link is not None
+        self._to_cut.append((host.ip, seconds))
+        self._tell_cuts()
+
+    def _tell_cuts(self) -> None:
+        """Have the supervisor cut hosts off in the kernel; if it does not hear now, with the next beat."""
+        assert self._link is not None
+        while self._to_cut and self._link.send({"cut": self._to_cut[:HOSTS_PER_MESSAGE]}):
+            del self._to_cut[:HOSTS_PER_MESSAGE]
+
     def _beat(self) -> None:
         assert self._link is not None
+        self._tell_cuts()
         stats = self.queue.stats()
         beat = self.engine.figures() | {"engine_errors": self.errors}
         if stats:
@@ -156,6 +177,8 @@ class Worker:
             }
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
+        if self._rejector:
+            beat |= self._rejector.figures()
         self._link.send({"beat": beat})
         changed = self.engine.hosts.changed_scores()
         for start in range(0, len(changed), HOSTS_PER_MESSAGE):
@@ -222,8 +245,12 @@ class Worker:
         if self._accounting:
             self._accounting.finish()
         self._guarded(self.engine.finish)
+        if self._link is not None:
+            self._beat()
         if self._conntrack:
             self._conntrack.close()
+        if self._rejector:
+            self._rejector.close()
 
     def _guarded(self, step: Callable[[float], object]) -> None:
         try:

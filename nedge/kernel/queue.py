@@ -27,8 +27,12 @@ from nedge.kernel.errors import KernelError
 
 Judge = Callable[[bytes, bytes], int]
 """(packet from its IP header on, source MAC or b"") -> 0 to accept; above MAX_ACTION: a mark to set on the
-packet, which then meets the rules again; anything else to drop."""
+packet, which then meets the rules again; REJECT to drop and tell its ends; anything else to drop."""
 
+Reject = Callable[[bytes, bytes, int, int], None]
+"""(packet, source MAC, index of the port it came by, of the port it would leave by) -> tells its ends."""
+
+REJECT = 2
 MAX_ACTION = 3
 
 COPY_RANGE = 2048
@@ -97,6 +101,7 @@ class PacketQueue:
         on_error: Callable[[BaseException], None],
         mark_mask: int = 0,
         gso: bool = False,
+        reject: Reject | None = None,
     ) -> None:
         """Bind. Raises KernelError if another process listens to this queue.
 
@@ -104,7 +109,9 @@ class PacketQueue:
         on_error: told of each exception out of the judge, after the packet got its verdict.
         mark_mask: the bits of a packet's mark that the judge's marks replace.
         gso: take large segmented packets whole; without, the kernel cuts each to MTU size first.
+        reject: called for packets that the judge rejects; without, they are just dropped.
         """
+        self._reject = reject
         self.number = number
         self._judge = judge
         self._fail_open = fail_open
@@ -178,20 +185,26 @@ class PacketQueue:
     def _callback(self) -> Callable[[Packet], None]:
         """The hot path. Packets stay in order: a verdict that differs sends the ones before it first."""
         judge, on_failure, on_error = self._judge, _ACCEPT if self._fail_open else _DROP, self._on_error
-        other_bits = self._other_bits
+        other_bits, reject = self._other_bits, self._reject
 
         def handle(packet: Packet) -> None:
             error: BaseException | None = None
-            mark = 0
+            mark = answer = 0
             try:
                 source = packet.get_hw()
-                answer = judge(packet.get_payload(), source[:6] if source else b"")
+                mac = source[:6] if source else b""
+                answer = judge(packet.get_payload(), mac)
                 if answer > MAX_ACTION:
                     verdict, mark = _REPEAT, packet.get_mark() & other_bits | answer
                 else:
                     verdict = _DROP if answer else _ACCEPT
             except BaseException as caught:
                 verdict, error = on_failure, caught
+            if answer == REJECT and reject is not None:
+                try:
+                    reject(packet.get_payload(), mac, packet.physindev, packet.physoutdev)
+                except Exception as caught:  # dropped it is, all the same
+                    error = caught
             if verdict != self._verdict or mark != self._mark:
                 self.flush()
                 self._verdict, self._mark = verdict, mark

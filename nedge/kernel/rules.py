@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nedge.core.flow import Share
@@ -59,6 +59,8 @@ class RuleSet:
     """So many queues, from `queue` on; a pair of hosts keeps to one."""
     marks: Marks | None = None
     """The marks by which the kernel knows what was decided; None: every packet goes to the queue."""
+    cuts: Mapping[Family, Sequence[str]] = field(default_factory=dict)
+    """Rules that cut hosts in quarantine off; they come before all that lets packets pass."""
     state: State | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class RuleSet:
                 f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -m hl --hl-eq 255 -j RETURN"
                 for kind in _NEIGHBOUR_DISCOVERY
             ]
+        rules += self.cuts.get(family, ())
         if self.marks:
             rules += _mark_rules(self.marks, family)
         last = self.queue + self.queues - 1

@@ -75,6 +75,11 @@ class Gateway:
         """What nedge has logged so far."""
         return (self.directory / "log").read_text()
 
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines about an event, such as `gateway_totals`."""
+        lines = (json.loads(line) for line in self.log.splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == event]
+
     def stop(self) -> int | None:
         """End nedge by SIGTERM, upon which it writes the events of the flows still there."""
         if self._process is not None:
