@@ -25,7 +25,7 @@ CHECK_SECONDS = 5.0
 SECTION = "quarantine"
 """Of the state: there are sets."""
 _LONGER = 2.0
-"""Seconds that the kernel holds a host in quarantine longer than workers do: they have to forgive it first."""
+"""Seconds that the kernel holds a host in quarantine longer than workers, who have to pardon it first."""
 _PAUSE = 0.2
 """Seconds between checks, however much others change."""
 
