@@ -7,6 +7,7 @@ change anything, and give the flow's verdict. Hooks run inside, before the packe
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from nedge.core.events import FlowEnded, Sink, ignore
 from nedge.core.flow import EndReason, Flow, Handshake, Share
@@ -65,6 +66,8 @@ class Engine:
         self.counters = Counters()
         self.now = 0.0
         """The latest time seen; it never goes back."""
+        self.slice: int | None = None
+        """How many flows' timers run at most while a packet waits; None: all that are due."""
         self.share = Share.NONE
         """What the kernel shall do from now on with the flow of the latest packet; NONE also if it knows."""
         self._sink = sink
@@ -337,9 +340,13 @@ class Engine:
 
     # Time
 
-    def advance(self, now: float) -> None:
-        """Let time pass: silent detections, periodicUpdate, ends of flows and of quarantines."""
-        for at, flow in self.table.due(now):
+    def advance(self, now: float, at_most: int | None = None) -> None:
+        """Let time pass: silent detections, periodicUpdate, ends of flows and of quarantines.
+
+        `at_most`: of so many flows, `slice` unless given; those left come the next time, see `late`.
+        """
+        due = self.table.due(now)
+        for at, flow in islice(due, self.slice if at_most is None else at_most):
             self.now = max(self.now, at)
             self._wake(flow, at)
         self.now = max(self.now, now)
@@ -390,8 +397,14 @@ class Engine:
         self.hosts.release(flow.client, now)
         self.hosts.release(flow.server, now)
 
+    @property
+    def late(self) -> bool:
+        """Whether timers are due that have not run."""
+        return self.table.next_wake <= self.now
+
     def finish(self, now: float) -> None:
         """Shut down: every flow ends."""
+        self.slice = None
         self.advance(now)
         for flow in self.table:
             self._end(flow, self.now, EndReason.SHUTDOWN)

@@ -8,6 +8,7 @@ be due; when that comes and packets have moved the flow's own time on, it is put
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
@@ -26,7 +27,7 @@ class FlowTable:
         self._flows: dict[bytes, Flow] = {}
         self.get = self._flows.get
         """Key of either direction -> Flow, or None."""
-        self._buckets: dict[int, list[Flow]] = {}
+        self._buckets: dict[int, deque[Flow]] = {}
         self._seconds: list[int] = []  # heap of the keys of _buckets
         self.next_wake = _NEVER
         """When the next timer is due, in epoch seconds."""
@@ -63,7 +64,7 @@ class FlowTable:
         flow.timer = second = int(when) + 1
         bucket = self._buckets.get(second)
         if bucket is None:
-            bucket = self._buckets[second] = []
+            bucket = self._buckets[second] = deque()
             heappush(self._seconds, second)
             self.next_wake = self._seconds[0]
         bucket.append(flow)
@@ -71,11 +72,15 @@ class FlowTable:
     def due(self, now: float) -> Iterator[tuple[float, Flow]]:
         """Flows that are still here and whose time has come, with that time, in order of it.
 
-        Each wants a new `wake_at`, or `remove`.
+        Each wants a new `wake_at`, or `remove`. Whoever stops early gets the rest another time.
         """
         while self._seconds and self._seconds[0] <= now:
-            second = heappop(self._seconds)
-            self.next_wake = self._seconds[0] if self._seconds else _NEVER
-            for flow in self._buckets.pop(second):
+            second = self._seconds[0]
+            bucket = self._buckets[second]
+            while bucket:
+                flow = bucket.popleft()
                 if flow.timer == second and flow in self:
                     yield float(second), flow
+            heappop(self._seconds)
+            del self._buckets[second]
+            self.next_wake = self._seconds[0] if self._seconds else _NEVER

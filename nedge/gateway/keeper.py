@@ -43,6 +43,7 @@ class Keeper:
         self._news: RuleNews | None = None
         self._next_check = 0.0
         self._changed = False
+        self._watching = False
         self.rules_restored = 0
         self.bridge_restored = 0
         self.failures = 0
@@ -72,6 +73,7 @@ class Keeper:
 
     def release(self) -> None:
         """Take out rules and quarantine. Raises KernelError."""
+        self._watching = False
         self.rules.remove()
         self._end_quarantine()
 
@@ -84,7 +86,8 @@ class Keeper:
     # While it runs
 
     def watch(self, watch: Callable[[RuleNews, Callable[[], None]], None]) -> None:
-        """Have `watch(fileobj, ready)` tell of changes that the kernel tells of."""
+        """Begin to look after everything; have `watch(fileobj, ready)` tell of changes to rules."""
+        self._watching = True
         try:
             self._news = RuleNews()
         except OSError:  # a kernel without nf_tables
@@ -95,10 +98,13 @@ class Keeper:
         assert self._news is not None
         self._news.consume()
         self._changed = True
+        self.tick()
 
     def tick(self) -> None:
         """To be called a few times a second: looks after what is due."""
         now = time.monotonic()
+        if not self._watching:
+            return
         if now >= self._next_check or (self._changed and now >= self._next_check - CHECK_SECONDS + _PAUSE):
             self._changed = False
             self._next_check = now + CHECK_SECONDS

@@ -37,10 +37,13 @@ from nedge.kernel.errors import KernelError
 READY_SECONDS = 15.0
 HUNG_SECONDS = 1.0
 """Without a heartbeat for so long a worker is replaced. Heartbeats come four times as often."""
-STOP_SECONDS = 5.0
+STOP_SECONDS = 30.0
+"""To end: each of its flows gets its last hook and its record."""
 _RESTART_PAUSES = (0.0, 0.0, 0.2, 0.5, 1.0)
 """Before the next start of a worker that keeps dying young."""
 _YOUNG_SECONDS = 5.0
+GAUGES = frozenset(("live_flows", "live_hosts", "queue_waiting"))
+"""Of the figures in a heartbeat, those that say how things are; all others count."""
 _LARGEST_MESSAGE = 1 << 18
 HOSTS_PER_MESSAGE = 500
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -132,6 +135,8 @@ class Supervisor:
         """Told of hosts that a worker puts in quarantine, and for how many seconds."""
         self._stopping = False
         self.restarts = 0
+        self._past: Message = {}
+        """Counters of workers that are no more."""
         self._scores: dict[tuple[str, int], dict[int, int]] = {}
         """Host -> worker -> score there."""
 
@@ -209,10 +214,9 @@ class Supervisor:
 
     def totals(self) -> Message:
         """Counters of all workers together, as of their latest heartbeats."""
-        sums: Message = {}
+        sums = dict(self._past)
         for child in self._children:
-            for name, value in child.beat.items():
-                sums[name] = sums.get(name, 0) + value
+            _add(sums, child.beat)
         return sums | {"worker_restarts": self.restarts}
 
     # One worker
@@ -299,6 +303,8 @@ class Supervisor:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
             child.pid = 0
+        _add(self._past, {name: value for name, value in child.beat.items() if name not in GAUGES})
+        child.beat = {}
         now = time.monotonic()
         young = now - child.started < _YOUNG_SECONDS
         child.deaths = child.deaths + 1 if young else 0
@@ -355,6 +361,11 @@ class Supervisor:
                 return
             for host, _score in part:
                 del child.untold[host]
+
+
+def _add(sums: Message, figures: Message) -> None:
+    for name, value in figures.items():
+        sums[name] = sums.get(name, 0) + value
 
 
 def die_with_parent() -> None:

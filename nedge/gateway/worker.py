@@ -12,6 +12,7 @@ import math
 import selectors
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -32,6 +33,9 @@ Mode = Literal["inline", "monitor"]
 
 TICK = 1.0
 """Seconds between two runs of the engine's timers."""
+SLICE, IDLE_SLICE = 16, 256
+"""Flows whose timers run while a packet waits, or between packets: thousands may end in one second, and
+neither packets nor heartbeats wait for all of them."""
 BEAT = 0.25
 
 log = structlog.get_logger()
@@ -61,6 +65,7 @@ class Worker:
         """
         self._rejector = rejector
         self.engine = engine
+        engine.slice = SLICE
         self.mode = mode
         offset = time.time() - time.monotonic()
         self.clock: Callable[[], float] = lambda: offset + time.monotonic()
@@ -71,6 +76,10 @@ class Worker:
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
+        self._length = length
+        self._queue_figures = {"queue_waiting": 0, "queue_full": 0, "queue_lost": 0, "queue_overloads": 0}
+        """Packets waiting; dropped since the queue was full, or our buffer was; heartbeats at which the queue
+        was full (fail-open, the kernel passes what comes then, and counts nothing)."""
         self._to_cut: list[tuple[str, float]] = []
         """Hosts, and for how many seconds."""
         self.errors = 0
@@ -167,14 +176,8 @@ class Worker:
     def _beat(self) -> None:
         assert self._link is not None
         self._tell_cuts()
-        stats = self.queue.stats()
-        beat = self.engine.figures() | {"engine_errors": self.errors}
-        if stats:
-            beat |= {
-                "queue_waiting": stats.waiting,
-                "queue_full": stats.dropped_full,
-                "queue_lost": stats.dropped_user,
-            }
+        self._look_at_queue()
+        beat = self.engine.figures() | self._queue_figures | {"engine_errors": self.errors}
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
         if self._rejector:
@@ -185,6 +188,14 @@ class Worker:
             part = changed[start : start + HOSTS_PER_MESSAGE]
             if not self._link.send({"hosts": part}):
                 self.engine.hosts.tell_again(part)
+
+    def _look_at_queue(self) -> None:
+        if stats := self.queue.stats():
+            figures = self._queue_figures
+            figures["queue_waiting"] = stats.waiting
+            figures["queue_full"] = stats.dropped_full
+            figures["queue_lost"] = stats.dropped_user
+            figures["queue_overloads"] += stats.waiting >= self._length
 
     def _hear(self) -> None:
         assert self._link is not None
@@ -230,8 +241,11 @@ class Worker:
         end = time.monotonic() + seconds
         while not self._stopping and (now := time.monotonic()) < end:
             due = min(timer.due for timer in self._timers)
-            for key, _events in self._selector.select(max(0.0, min(due, end) - now)):
+            patience = 0.0 if self.engine.late else max(0.0, min(due, end) - now)
+            for key, _events in self._selector.select(patience):
                 key.data()
+            if self.engine.late:
+                self._guarded(partial(self.engine.advance, at_most=IDLE_SLICE))
             now = time.monotonic()
             for timer in self._timers:
                 if timer.due <= now:
@@ -241,7 +255,10 @@ class Worker:
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""
         self._selector.close()
+        if self._link is not None:
+            self._look_at_queue()
         self.queue.close()
+        self._queue_figures["queue_waiting"] = 0
         if self._accounting:
             self._accounting.finish()
         self._guarded(self.engine.finish)

@@ -14,7 +14,7 @@ from nedge.lab.host import LabError
 from nedge.lab.topology import LAN_PORT, WAN_PORT, Lab
 
 START_DEADLINE = 15.0
-STOP_GRACE = 15.0
+STOP_GRACE = 45.0
 READY = "gateway_ready"
 
 PORTS = f"""\

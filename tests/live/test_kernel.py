@@ -44,6 +44,7 @@ class Hosts:
 
 class Engine:
     verdicts = SimpleNamespace()
+    late = False
     seen, captured, length, macs, ticks = 0, 0, 0, set(), 0
     hosts = Hosts()
 

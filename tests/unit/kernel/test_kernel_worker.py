@@ -37,6 +37,8 @@ class FakeQueue:
 
 
 class Engine:
+    late = False
+
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails = False
