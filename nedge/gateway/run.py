@@ -199,7 +199,7 @@ def clear_marks(marks: Marks, *, but: int | None = None) -> None:
     finally:
         conntrack.close()
     if cleared:
-        log.info("marks_cleared", connections=cleared)
+        log.info("marks_cleared", connections=cleared, mask=hex(marks.mask))
 
 
 def renew(config: Config, reread: Callable[[], Config]) -> Config | None:
@@ -231,6 +231,7 @@ def work(
             marks=marks,
             rejector=Rejector(judging.engine, ports, config.verdict.rejects_per_second),
         )
+        worker.orient(ports[: len(gateway.lan)])
         worker.watch(signals, worker.stop)
         worker.report_to(link, judging.renew)
         link.send({"ready": True})
@@ -253,7 +254,8 @@ def check(config: Config) -> None:
     """Probe the machine: warn of what is doubtful, raise KernelError for what makes it impossible."""
     gateway = config.gateway
     load_modules()
-    problems = probe(gateway.bridge, gateway.lan, gateway.wan, queue=gateway.queue)
+    mask = gateway.mark_mask if gateway.offload else 0
+    problems = probe(gateway.bridge, gateway.lan, gateway.wan, queue=gateway.queue, mark_mask=mask)
     for problem in problems:
         if not problem.fatal:
             log.warning("gateway_doubt", what=problem.text)

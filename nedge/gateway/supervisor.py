@@ -42,7 +42,7 @@ STOP_SECONDS = 30.0
 _RESTART_PAUSES = (0.0, 0.0, 0.2, 0.5, 1.0)
 """Before the next start of a worker that keeps dying young."""
 _YOUNG_SECONDS = 5.0
-GAUGES = frozenset(("live_flows", "live_hosts", "queue_waiting"))
+GAUGES = frozenset(("live_flows", "live_hosts", "queue_waiting", "lan_wan_swapped"))
 """Of the figures in a heartbeat, those that say how things are; all others count."""
 _LARGEST_MESSAGE = 1 << 18
 HOSTS_PER_MESSAGE = 500

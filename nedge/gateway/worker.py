@@ -11,7 +11,7 @@ import contextlib
 import math
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from nedge.core.flow import Flow, Share
 from nedge.core.hosts import Host
 from nedge.core.marks import Marks
 from nedge.gateway.accounting import Accounting
+from nedge.gateway.orientation import Orientation
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link
 from nedge.kernel.conntrack import Conntrack
@@ -76,6 +77,7 @@ class Worker:
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
+        self._orientation: Orientation | None = None
         self._length = length
         self._queue_figures = {"queue_waiting": 0, "queue_full": 0, "queue_lost": 0, "queue_overloads": 0}
         """Packets waiting; dropped since the queue was full, or our buffer was; heartbeats at which the queue
@@ -147,6 +149,18 @@ class Worker:
 
         return judge
 
+    def orient(self, lan_ports: Iterable[int]) -> None:
+        """Find out from the traffic whether LAN and WAN are swapped. lan_ports: interface indexes."""
+        orientation = Orientation(lan_ports, lambda ip: self.engine.hosts.directory.is_local(ip))
+
+        def observe(data: bytes, in_port: int) -> None:
+            orientation.see(data, in_port)
+            if orientation.done:
+                self.queue.observer = None
+
+        self._orientation = orientation
+        self.queue.observer = observe
+
     def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
         """Call `ready` from the loop whenever `fileobj` is readable."""
         self._selector.register(fileobj, selectors.EVENT_READ, ready)
@@ -182,6 +196,8 @@ class Worker:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
         if self._rejector:
             beat |= self._rejector.figures()
+        if self._orientation:
+            beat["lan_wan_swapped"] = int(self._orientation.swapped)
         self._link.send({"beat": beat})
         changed = self.engine.hosts.changed_scores()
         for start in range(0, len(changed), HOSTS_PER_MESSAGE):

@@ -112,6 +112,8 @@ class PacketQueue:
         reject: called for packets that the judge rejects; without, they are just dropped.
         """
         self._reject = reject
+        self.observer: Callable[[bytes, int], None] | None = None
+        """Shown every packet, and the index of the port it came by, while there is one."""
         self.number = number
         self._judge = judge
         self._fail_open = fail_open
@@ -194,6 +196,8 @@ class PacketQueue:
                 source = packet.get_hw()
                 mac = source[:6] if source else b""
                 answer = judge(packet.get_payload(), mac)
+                if self.observer is not None:
+                    self.observer(packet.get_payload(), packet.physindev)
                 if answer > MAX_ACTION:
                     verdict, mark = _REPEAT, packet.get_mark() & other_bits | answer
                 else:

@@ -10,6 +10,7 @@ import pytest
 from test_offload import curl, https, kept, until
 
 from nedge.lab.gateway import EVENTS, PORTS, Gateway
+from nedge.lab.host import LabError
 from nedge.lab.servers import ServerSet
 from nedge.lab.topology import CLIENT, SERVER, Lab
 
@@ -25,8 +26,10 @@ QUARANTINE = (
 
 
 def rules(lab: Lab) -> str:
+    """Without the comments, which tell the time."""
     saves = (lab.gateway.run([f"{command}-save"], check=True) for command in ("iptables", "ip6tables"))
-    return "".join(save.stdout for save in saves)
+    lines = "".join(save.stdout for save in saves).splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
 
 
 def ours(lab: Lab) -> list[str]:
@@ -153,3 +156,29 @@ def test_a_crash_leaves_hosts_cut_off(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, PORTS + EVENTS):  # no quarantine any more
         assert ping(lab, SERVER.v4)
         assert sets(lab) == {}
+
+
+def test_marks_of_others_are_respected(lab: Lab) -> None:
+    """Whoever uses our bits is found before anything is changed; other bits are free for all."""
+    rule = ["PREROUTING", "-t", "mangle", "-j", "CONNMARK", "--restore-mark"]
+    lab.gateway.run(["iptables", "-A", *rule, "--mask", "0xff"], check=True)
+    with Gateway(lab, PORTS + EVENTS):
+        pass
+    lab.gateway.run(["ip6tables", "-A", *rule], check=True)
+    before = rules(lab)
+    with pytest.raises(LabError, match=r"firewall changes the mark bits 0xf0000000 .* set gateway.mark_mask"):
+        Gateway(lab, PORTS + EVENTS).__enter__()
+    assert rules(lab) == before
+    with Gateway(lab, PORTS + "offload = false\n" + EVENTS):
+        pass
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_lan_and_wan_swapped(lab: Lab, servers: ServerSet, swapped: bool) -> None:
+    ports = PORTS.replace("lan0", "x").replace("wan0", "lan0").replace("x", "wan0") if swapped else PORTS
+    local = f'[network]\nlocal = ["{CLIENT.v4}/32", "fe80::/10"]\n'
+    with Gateway(lab, ports + EVENTS + local) as gateway:
+        for number in range(30):
+            assert https(lab, f"www{number}.example")
+        assert gateway.stop() == 0
+    assert len(gateway.logged("lan_wan_swapped")) == swapped
