@@ -321,7 +321,8 @@ def certificate(
     names: tuple[str, ...] = ("cert.example.org",), not_before: int = T0 - 86400, not_after: int = T0 + 86400
 ) -> tuple[bytes, bytes]:
     """A self-signed certificate and its key, in PEM, valid between two epoch seconds."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    # The same bytes every time: nDPI searches certificates for patterns, which random ones can happen to have.
+    key = ec.derive_private_key(0x5EED, ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     built = (
         x509.CertificateBuilder()
@@ -332,7 +333,7 @@ def certificate(
         .not_valid_before(dt.datetime.fromtimestamp(not_before, dt.UTC))
         .not_valid_after(dt.datetime.fromtimestamp(not_after, dt.UTC))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-        .sign(key, hashes.SHA256())
+        .sign(key, hashes.SHA256(), ecdsa_deterministic=True)
     )
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
