@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
@@ -236,15 +237,25 @@ class Inspector:
         if flow.requests and isinstance(watch, DnsWatch):  # it knows all that nDPI would tell, and more
             flow.facts.dns_reply_code = watch.reply_code
             return watch.reply_code != 0
+        asked = flow.facts
+        if flow.requests:  # the watch's view of the request is whole, nDPI's is cut
+            if not flow.goodput_rcvd:
+                return True
+            answer = flow.dpi.http_answer()
+            if answer is not None:
+                asked.http_code, asked.http_content_type = answer
+                return True
         facts = flow.dpi.facts()
         if facts.tls_version and 0 < flow.tls_chosen < 0x0303:
-            facts.tls_version = flow.tls_chosen  # nDPI keeps the client's, but for TLS 1.3
-        if flow.requests:  # the watch's view of the request is whole, nDPI's is cut
-            asked = flow.facts
-            facts.hostname = asked.hostname
-            facts.http_url = asked.http_url
-            facts.http_method = asked.http_method
-            facts.http_user_agent = asked.http_user_agent
+            facts = replace(facts, tls_version=flow.tls_chosen)  # nDPI keeps the client's, but for TLS 1.3
+        if flow.requests:
+            facts = replace(
+                facts,
+                hostname=asked.hostname,
+                http_url=asked.http_url,
+                http_method=asked.http_method,
+                http_user_agent=asked.http_user_agent,
+            )
         flow.facts = facts
         return True
 
