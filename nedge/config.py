@@ -46,6 +46,7 @@ def _address(value: str) -> str:
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
 File = Annotated[Path, Field(strict=False)]
+PassOrDrop = Literal["pass", "drop"]
 PassDropOrReject = Literal["pass", "drop", "reject"]
 Score = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
@@ -95,6 +96,30 @@ class Gateway(_Section):
     """The kernel takes over flows that are decided; false: every packet is judged here."""
     mark_mask: int = DEFAULT_MASK
     """The bits of the conntrack mark that are ours: a run of 3 to 8. No other bit is touched."""
+
+    vlans: list[Annotated[int, Field(ge=1, le=4094)]] = []
+    """VLANs that are told apart. The traffic of all others is judged as if it had no tag."""
+    vlan_mask: int = 0x0FFF0000
+    """With `vlans`: the bits of a packet's mark that bring its VLAN to us, a run of 12."""
+    arp: PassOrDrop = "pass"
+    other_frames: PassOrDrop = "pass"
+    """What is neither IP nor ARP."""
+
+    @field_validator("vlan_mask")
+    @classmethod
+    def _holds_a_vlan(cls, mask: int) -> int:
+        if not 0 < mask <= 0xFFFFFFFF or mask // (mask & -mask) != 0xFFF:
+            raise ValueError("a run of 12 bits within 32, such as 0x0fff0000")
+        return mask
+
+    @model_validator(mode="after")
+    def _apart(self) -> Gateway:
+        if self.vlans and self.vlan_mask & self.mark_mask:
+            raise ValueError(
+                f"gateway.vlan_mask: found {self.vlan_mask:#x}, which shares bits with gateway.mark_mask "
+                f"{self.mark_mask:#x}; allowed are 12 others"
+            )
+        return self
 
     @field_validator("mark_mask")
     @classmethod

@@ -16,6 +16,8 @@ import structlog
 from nedge.core.marks import Marks
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.errors import KernelError
+from nedge.kernel.frames import SECTION as FRAMES
+from nedge.kernel.frames import FrameRules, forget_frames
 from nedge.kernel.nft import RuleNews
 from nedge.kernel.quarantine import Quarantine, sweep
 from nedge.kernel.rules import RuleSet
@@ -35,8 +37,9 @@ log = structlog.get_logger()
 class Keeper:
     """The gateway's part of the kernel. Open: quarantine, then rules, then bridge; close in reverse."""
 
-    def __init__(self, rules: RuleSet, bridge: Bridge, state: State) -> None:
+    def __init__(self, rules: RuleSet, frames: FrameRules, bridge: Bridge, state: State) -> None:
         self.rules = rules
+        self.frames = frames
         self.bridge = bridge
         self.quarantine: Quarantine | None = None
         self._state = state
@@ -65,6 +68,8 @@ class Keeper:
             self.quarantine.allow(exempt)
         cuts = self.quarantine.rules() if self.quarantine and not unwanted else {}
         self.rules = replace(self.rules, marks=marks, cuts=cuts)
+        if self._state.get(FRAMES) is None or not self.frames.installed():
+            self.frames.install(self._state)
         self.rules.install()
         if unwanted:
             self._end_quarantine()
@@ -75,6 +80,7 @@ class Keeper:
         """Take out rules and quarantine. Raises KernelError."""
         self._watching = False
         self.rules.remove()
+        forget_frames(self._state)
         self._end_quarantine()
 
     def _end_quarantine(self) -> None:
@@ -118,9 +124,13 @@ class Keeper:
     def _check_rules(self) -> None:
         if self.quarantine is not None:
             self.quarantine.check()
-        if self.rules.installed():
+        rules, frames = self.rules.installed(), self.frames.installed()
+        if rules and frames:
             return
-        self.rules.install()
+        if not frames:
+            self.frames.install(self._state)
+        if not rules:
+            self.rules.install()
         self.rules_restored += 1
         log.warning("rules_restored", why="somebody took them out or changed them", times=self.rules_restored)
 

@@ -15,12 +15,13 @@ class Rejector:
         self._engine = engine
         self.injector = Injector(ports, rate)
 
-    def __call__(self, data: bytes, mac: bytes, in_port: int, out_port: int) -> None:
-        self.injector.send(rejection(data, in_port, out_port, mac, self._destination_mac(data)))
+    def __call__(self, data: bytes, mac: bytes, vlan: int, in_port: int, out_port: int) -> None:
+        target = self._destination_mac(data, vlan)
+        self.injector.send(rejection(data, in_port, out_port, mac, target, vlan))
 
-    def _destination_mac(self, data: bytes) -> bytes:
+    def _destination_mac(self, data: bytes, vlan: int) -> bytes:
         """The other end's, as the flow's packets from there showed it; empty if none came yet."""
-        packet = decode(data)
+        packet = decode(data, vlan)
         flow = self._engine.table.get(packet.key) if isinstance(packet, Packet) else None
         if flow is None or not isinstance(packet, Packet):
             return b""

@@ -31,6 +31,7 @@ from nedge.kernel import rules as rulesets
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
+from nedge.kernel.frames import FrameRules, Vlans, forget_frames
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
@@ -126,7 +127,13 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         state=state,
     )
     bridge = Bridge(gateway.bridge, lan, wan, state)
-    keeper = Keeper(rules, bridge, state)
+    frames = FrameRules(
+        gateway.bridge,
+        vlans=Vlans(tuple(dict.fromkeys(gateway.vlans)), gateway.vlan_mask) if gateway.vlans else None,
+        drop_arp=gateway.arp == "drop",
+        drop_others=gateway.other_frames == "drop",
+    )
+    keeper = Keeper(rules, frames, bridge, state)
     put_back(keeper.release)
     keeper.enforce(marks, exempt(config, parts))  # in place of what a crash left, without a gap
     bridge.open()
@@ -230,6 +237,7 @@ def work(
             fail_open=fail_open,
             marks=marks,
             rejector=Rejector(judging.engine, ports, config.verdict.rejects_per_second),
+            vlan_mask=gateway.vlan_mask if gateway.vlans else 0,
         )
         worker.orient(ports[: len(gateway.lan)])
         worker.watch(signals, worker.stop)
@@ -268,5 +276,6 @@ def clear_abandoned(but: str) -> None:
         log.warning("leftovers_removed", bridge=state.bridge)
         rulesets.sweep(state.bridge, state)
         forget_quarantine(state)
+        forget_frames(state)
         bridges.undo(state)
         state.drop(MARKS)

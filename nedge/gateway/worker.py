@@ -56,6 +56,7 @@ class Worker:
         marks: Marks | None = None,
         gso: bool = False,
         rejector: Rejector | None = None,
+        vlan_mask: int = 0,
     ) -> None:
         """Bind the queue. Raises KernelError if it is taken.
 
@@ -63,6 +64,7 @@ class Worker:
         gso: take large segmented packets whole. Only the first 2 KB of each come up, so that a name behind
         them is not seen: undecided flows had better come in packets as they are on the wire.
         rejector: tells the ends of rejected packets; without, these are only dropped.
+        vlan_mask: the bits of a packet's mark that hold its VLAN; 0: all count as untagged.
         """
         self._rejector = rejector
         self.engine = engine
@@ -100,6 +102,7 @@ class Worker:
             mark_mask=marks.mask if marks else 0,
             gso=gso,
             reject=rejector,
+            vlan_mask=vlan_mask,
         )
         self.watch(self.queue.fileno(), self.queue.drain)
         if marks:
@@ -137,14 +140,14 @@ class Worker:
         engine, packet, clock = self.engine, self.engine.packet, self.clock
         if self._marks is None:
             if self.mode == "monitor":
-                return lambda data, mac: packet(data, clock(), 0, mac) and 0
-            return lambda data, mac: packet(data, clock(), 0, mac)
+                return lambda data, mac, vlan: packet(data, clock(), vlan, mac) and 0
+            return lambda data, mac, vlan: packet(data, clock(), vlan, mac)
 
         values = self._values
         monitor = self.mode == "monitor"
 
-        def judge(data: bytes, mac: bytes) -> int:
-            action = packet(data, clock(), 0, mac)
+        def judge(data: bytes, mac: bytes, vlan: int) -> int:
+            action = packet(data, clock(), vlan, mac)
             return values[engine.share] or (0 if monitor else action)
 
         return judge

@@ -186,7 +186,7 @@ def foreign_marks(mask: int) -> list[Problem]:
 
 
 def touched_bits(rule: str) -> int:
-    """The bits that a rule in the output of iptables-save may change in connections' marks, or set in packets'.
+    """The bits that a rule of iptables-save may change in marks of connections, or set in marks of packets.
 
     (That others clear bits of a packet's mark does no harm.) 0 for our own rules.
     """
