@@ -84,7 +84,6 @@ class Flow:
         "classification",
         "client",
         "client_mac",
-        "client_port",
         "client_score",
         "client_spoke",
         "closing",
@@ -121,7 +120,6 @@ class Flow:
         "score",
         "server",
         "server_mac",
-        "server_port",
         "server_score",
         "share",
         "status_map",
@@ -133,7 +131,6 @@ class Flow:
         "tls_chosen",
         "tunnelled",
         "verdict",
-        "vlan",
         "watch",
         "word",
     )
@@ -151,12 +148,9 @@ class Flow:
         """`key`: of the client-to-server direction. `first`: the packet that opens the flow."""
         self.id = flow_id
         self.key = key
-        self.vlan = client.vlan
         self.proto = proto = first.proto
         self.client = client
         self.server = server
-        self.client_port = key[-4] << 8 | key[-3]
-        self.server_port = key[-2] << 8 | key[-1]
         self.client_mac = b""
         self.server_mac = b""
         self.first_seen = self.last_seen = now
@@ -238,6 +232,20 @@ class Flow:
         self.dropped_packets = 0
 
     @property
+    def vlan(self) -> int:
+        return self.client.vlan
+
+    @property
+    def client_port(self) -> int:
+        key = self.key
+        return key[-4] << 8 | key[-3]
+
+    @property
+    def server_port(self) -> int:
+        key = self.key
+        return key[-2] << 8 | key[-1]
+
+    @property
     def packets(self) -> int:
         return self.packets_sent + self.packets_rcvd
 
@@ -292,7 +300,6 @@ class Flow:
         """A SYN shows that the client is the other end."""
         self.key = reverse_key(self.key)
         self.client, self.server = self.server, self.client
-        self.client_port, self.server_port = self.server_port, self.client_port
         self.client_mac, self.server_mac = self.server_mac, self.client_mac
         self.packets_sent, self.packets_rcvd = self.packets_rcvd, self.packets_sent
         self.bytes_sent, self.bytes_rcvd = self.bytes_rcvd, self.bytes_sent
