@@ -35,6 +35,10 @@ class Handshake(IntEnum):
     DONE = 3
 
 
+_NOT_SEEN, _OPENED, _ANSWERED, _DONE = Handshake
+_SYN_ACK, _SYN_FIN_RST, _KINDS = SYN | ACK, SYN | FIN | RST, SYN | ACK | FIN | RST
+
+
 class Share(IntEnum):
     """What the kernel does with a flow by itself. Two bits: they travel in the flow's mark."""
 
@@ -273,28 +277,29 @@ class Flow:
             self.bytes_rcvd += packet.ip_length
             self.goodput_rcvd += packet.payload_length
         flags = packet.flags
-        self.tcp_flags |= flags
-        if flags and (flags & (SYN | FIN | RST) or self.handshake == Handshake.SYN_ACK):
-            self._follow_tcp(flags, from_client, packet.payload_length)
+        if flags:
+            self.tcp_flags |= flags
+            if flags & _SYN_FIN_RST or self.handshake is _ANSWERED:
+                self._follow_tcp(flags, from_client, packet.payload_length)
 
     def _follow_tcp(self, flags: int, from_client: bool, payload: int) -> None:
         if flags & (FIN | RST):
             self.closing = True
-        kind = flags & (SYN | ACK | FIN | RST)
+        kind = flags & _KINDS
         if kind == SYN and from_client:
             # Payload before it: picked up mid-stream. (A SYN may bring some itself: RFC 7413.)
-            if self.handshake == Handshake.NONE and self.goodput == payload:
-                self.handshake = Handshake.SYN
-        elif kind == SYN | ACK and not from_client:
-            if self.handshake == Handshake.SYN:
-                self.handshake = Handshake.SYN_ACK
-        elif self.handshake == Handshake.SYN_ACK and from_client and flags & ~PSH == ACK:
-            self.handshake = Handshake.DONE
+            if self.handshake is _NOT_SEEN and self.goodput_sent + self.goodput_rcvd == payload:
+                self.handshake = _OPENED
+        elif kind == _SYN_ACK and not from_client:
+            if self.handshake is _OPENED:
+                self.handshake = _ANSWERED
+        elif self.handshake is _ANSWERED and from_client and flags & ~PSH == ACK:
+            self.handshake = _DONE
 
     @property
     def may_turn_round(self) -> bool:
         """Whether nothing was made yet of who the client is: the SYN's answer was seen first, no more."""
-        return self.handshake is Handshake.NONE and not self.detected and not self.goodput
+        return self.handshake is _NOT_SEEN and not self.detected and not self.goodput
 
     def turn_round(self) -> None:
         """A SYN shows that the client is the other end."""
