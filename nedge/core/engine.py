@@ -37,6 +37,9 @@ from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Failure, Operator, Policy
 from nedge.core.watch import DnsWatch, parse_dns_query
 
+# Members of enumerations are slow to look up; these are asked for with every packet.
+_NONE, _WATCH, _UPDATED = Share.NONE, Share.WATCH, Hook.PROTOCOL_UPDATED
+_SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
 
@@ -111,6 +114,7 @@ class Engine:
         elif self.table.next_wake <= now or self.verdicts.quarantine_ends <= now:
             self.advance(now)
         self.now = now
+        self.share = _NONE
         counters = self.counters
         counters.packets += 1
 
@@ -120,11 +124,10 @@ class Engine:
         counters.bytes += packet.ip_length
         if packet.flaw is not None:
             counters.malformed[packet.flaw] += 1
+        key, flags = packet.key, packet.flags
 
-        flow = self.table.get(packet.key)
-        if flow is None or (
-            (packet.flags & SYN or flow.verdict.action) and self._starts_anew(flow, packet, now)
-        ):
+        flow = self.table.get(key)
+        if flow is None or ((flags & SYN or flow.verdict.action) and self._starts_anew(flow, packet, now)):
             flow = self._open(packet, now)
             if flow is None:
                 counters.table_full += 1
@@ -133,12 +136,12 @@ class Engine:
         elif flow.epoch != self.epoch:
             self._judge_anew(flow, now)
 
-        from_client = packet.key == flow.key
-        if not from_client and packet.flags & (SYN | ACK) == SYN and flow.may_turn_round:
+        from_client = key == flow.key
+        if not from_client and flags & _SYN_ACK == SYN and flow.may_turn_round:
             flow.turn_round()
             from_client = True
         flow.count(packet, from_client, now)
-        if packet.flags & (FIN | RST) and flow.timer > now + self.limits.closed_seconds:
+        if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
         if flow.looking:
             if mac:
@@ -148,12 +151,12 @@ class Engine:
             except Exception:
                 self._inspection_failed(flow)
 
-        if self.remark is not None:
-            self.share = self._hand_over(flow)
         action = flow.verdict.action
+        if self.remark is not None and (flow.detected or action):
+            self.share = self._hand_over(flow)
         if packet.flaw is not None:
             action = action or self.limits.malformed
-            self.share = Share.NONE
+            self.share = _NONE
         if action:
             flow.dropped_packets += 1
             counters.dropped_packets += 1
@@ -169,7 +172,6 @@ class Engine:
 
     def _without_flow(self, action: Action) -> Action:
         """What a policy says of a packet that belongs to no flow."""
-        self.share = Share.NONE
         if action:
             self.counters.dropped_packets += 1
         return action
@@ -292,7 +294,8 @@ class Engine:
     # What the kernel took over
 
     def _share(self, flow: Flow) -> Share:
-        return share_of(flow, awaits_updates=self.verdicts.scripts.wants(Hook.PROTOCOL_UPDATED, flow.proto))
+        updates = flow.dpi is not None and self.verdicts.scripts.wants(_UPDATED, flow.proto)
+        return share_of(flow, awaits_updates=updates)
 
     def _share_changes(self, flow: Flow) -> None:
         """The action of a flow that the kernel has a share in changed: tell it."""
@@ -304,9 +307,10 @@ class Engine:
     def _hand_over(self, flow: Flow) -> Share:
         """The share to tell the kernel of, with the flow's latest packet."""
         share = self._share(flow)
-        if share is Share.WATCH and flow.share is Share.WATCH:
-            return Share.NONE
-        if flow.looking and share in (Share.PASS, Share.DROP):
+        if share is _WATCH:
+            if flow.share is _WATCH:
+                return _NONE
+        elif share is not _NONE and flow.looking:
             self.inspector.let_go(flow)
         if share is not flow.share:
             flow.share = share
