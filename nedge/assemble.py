@@ -105,7 +105,9 @@ def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
     fatal = [str(problem) for problem in problems if problem.fatal]
     if fatal:
         raise ConfigError("\n".join(fatal))
-    return Runner(scripts)
+    runner = Runner(scripts)
+    runner.skipped = problems
+    return runner
 
 
 def make_policy(config: Config) -> Policy:

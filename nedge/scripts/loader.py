@@ -75,6 +75,8 @@ class Script:
     errors: int = 0
     time_ns: int = 0
     last_error: str = ""
+    last_error_at: str = ""
+    """`file:line` of the script where that happened; empty if it was in none of its lines."""
 
 
 def load_scripts(
@@ -82,18 +84,18 @@ def load_scripts(
 ) -> tuple[list[Script], list[Problem]]:
     """Load every enabled script, in the order in which they run: higher `prio` first, then by key.
 
-    Their `setup()` has run. All problems are collected, not only the first.
+    A "directory" may be a single script, too. Their `setup()` has run. All problems are collected, not only
+    the first.
     """
     scripts: list[Script] = []
     problems: list[Problem] = []
     seen: dict[str, Path] = {}
     for directory in directories:
-        if not directory.is_dir():
+        paths = [directory] if directory.is_file() else _scripts_in(directory)
+        if paths is None:
             problems.append(Problem(directory, 0, "no such directory of scripts"))
             continue
-        for path in sorted(directory.glob("*.py")):
-            if path.name.startswith(("_", "test_")):
-                continue
+        for path in paths:
             key = path.stem
             if key in seen:
                 problems.append(Problem(path, 0, f"a script with the key {key!r} exists: {seen[key]}"))
@@ -114,6 +116,13 @@ def load_scripts(
     problems += _status_conflicts(scripts)
     scripts.sort(key=lambda script: (-script.prio, script.key))
     return scripts, problems
+
+
+def _scripts_in(directory: Path) -> list[Path] | None:
+    """Paths of a directory's scripts, helpers and tests left out; None if there is no such directory."""
+    if not directory.is_dir():
+        return None
+    return [path for path in sorted(directory.glob("*.py")) if not path.name.startswith(("_", "test_"))]
 
 
 class _ScriptError(Exception):
