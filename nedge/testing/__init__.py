@@ -22,7 +22,7 @@ Plain pytest is all that is needed, with no plugin and no fixture. `bench.py` ha
 `flows.py` the flows, `packets.py`, `conversations.py` and `tls.py` the traffic.
 """
 
-from nedge.config import ConfigError
+from nedge.config import SHIPPED_POLICIES, ConfigError
 from nedge.replay import CaptureError
 from nedge.testing.bench import Bench, ScriptError, load_script
 from nedge.testing.conversations import (
@@ -69,6 +69,7 @@ __all__ = [
     "RST",
     "SERVER",
     "SERVER6",
+    "SHIPPED_POLICIES",
     "SYN",
     "T0",
     "Alert",

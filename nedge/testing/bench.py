@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tomllib
 import weakref
 from collections.abc import Iterable, Mapping
@@ -82,6 +83,14 @@ class Bench:
         """The scripts that were loaded, in the order in which they run."""
         self._failed = 0
         weakref.finalize(self, _close, assembly)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The first script's own variables: what it remembers, limits to change. Of Python scripts only."""
+        hook = next(iter(self.scripts[0].hooks.values()))
+        if not inspect.isfunction(hook):
+            raise TypeError(f"{self.scripts[0].path}: only the variables of Python scripts can be had")
+        return hook.__globals__
 
     # Made flows
 

@@ -132,6 +132,15 @@ class SeenFlow:
         return self.core.hostname
 
     @property
+    def first_seen(self) -> float:
+        """Epoch seconds."""
+        return self.core.first_seen
+
+    @property
+    def last_seen(self) -> float:
+        return self.core.last_seen
+
+    @property
     def statuses(self) -> list[str]:
         """Names of the statuses that scripts set, by their numbers."""
         return [name for name in self.core.status_names if name != status_types.status_blocked.name]

@@ -6,23 +6,25 @@ import re
 from pathlib import Path
 
 import pytest
-from kit import (
+
+from nedge.scripts import Flow
+from nedge.testing import (
     CLIENT,
     CLIENT6,
     SERVER,
     SERVER6,
+    SHIPPED_POLICIES,
     SYN,
     T0,
     Packet,
     Tcp,
     Udp,
-    bench,
     certificate,
     dns,
     dns_query,
     http_request,
     http_response,
-    judge,
+    load_script,
     merge,
     noise,
     ping,
@@ -30,9 +32,6 @@ from kit import (
     ssh_turns,
     tls,
 )
-
-from nedge.config import SHIPPED_POLICIES
-from nedge.scripts import Flow
 
 POLICIES = sorted(path.stem for path in SHIPPED_POLICIES.glob("*.py"))
 EXPIRED = certificate(("old.example.org",), T0 - 100_000, T0 - 50_000)
@@ -82,20 +81,22 @@ FLAWED: dict[str, tuple[list[Packet], list[str]]] = {
 
 @pytest.mark.parametrize("packets", ORDINARY.values(), ids=ORDINARY)
 def test_ordinary_traffic_passes(packets: list[Packet], library: str) -> None:
-    judged = judge(packets, library=library, until=T0 + 300)
-    assert not any(judged.actions)
-    assert {record["nedge"]["verdict"] for record in judged.flows} == {"pass"}
-    statuses = {name for record in judged.flows for name in record["nedge"]["status"]}
+    script = load_script(SHIPPED_POLICIES, library=library)
+    flows = script.judge(packets, until=T0 + 300)
+    assert set(script.actions) == {"pass"}
+    assert {flow.verdict for flow in flows} == {"pass"}
+    statuses = {name for flow in flows for name in flow.statuses}
     assert statuses <= {"status_udp_unidirectional"}
 
 
 @pytest.mark.parametrize(("packets", "statuses"), FLAWED.values(), ids=FLAWED)
 def test_flawed_traffic_alerts_and_passes(packets: list[Packet], statuses: list[str], library: str) -> None:
-    judged = judge(packets, library=library, until=T0 + 300)
-    assert judged.statuses == statuses
-    assert judged.alerts
-    assert judged.verdict == "pass"
-    assert not any(judged.actions)
+    script = load_script(SHIPPED_POLICIES, library=library)
+    (flow,) = script.judge(packets, until=T0 + 300)
+    assert flow.statuses == statuses
+    assert flow.alerts
+    assert flow.verdict == "pass"
+    assert set(script.actions) == {"pass"}
 
 
 def test_no_script_fails(library: str) -> None:
@@ -104,23 +105,20 @@ def test_no_script_fails(library: str) -> None:
         [packet._replace(time=packet.time + n * 100) for packet in packets]
         for n, packets in enumerate([*ORDINARY.values(), *flawed])
     ]
-    with bench(library=library) as made:
-        made.feed(merge(*flows))
-        made.engine.finish(T0 + 10_000)
-    assert made.engine.counters.script_errors == 0
-    assert sorted(script.key for script in made.assembly.runner.scripts) == POLICIES
+    script = load_script(*POLICIES, library=library)
+    script.judge(merge(*flows), until=T0 + 10_000)  # raises if a script does
+    assert script.engine.counters.script_errors == 0
+    assert sorted(each.key for each in script.scripts) == POLICIES
 
 
-def test_nothing_is_unknown_to_either_ndpi(library: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with bench(library=library):
-        pass
-    assert "skipped" not in "".join(capfd.readouterr())
+def test_nothing_is_unknown_to_either_ndpi(library: str) -> None:
+    script = load_script(*POLICIES, library=library)
+    assert script.assembly.runner.skipped == []
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_each_policy_is_a_tutorial(policy: str) -> None:
-    with bench(scripts=[policy]) as made:
-        (script,) = made.assembly.runner.scripts
+    (script,) = load_script(policy).scripts
     assert script.title not in ("", policy)
     assert script.category in ("security", "network")
     paragraphs = script.description.split("\n\n")
@@ -133,17 +131,20 @@ def test_each_policy_is_a_tutorial(policy: str) -> None:
 README = (SHIPPED_POLICIES / "README.md").read_text()
 
 
-def test_the_example_of_the_readme_does_what_it_says(library: str) -> None:
+def test_the_example_of_the_readme_does_what_it_says(library: str, tmp_path: Path) -> None:
     (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script = tmp_path / "ssh.py"
+    script.write_text(source)
     for server, verdict in ((SERVER, "drop"), ("192.168.1.22", "pass")):
         packets = Tcp(CLIENT, server, dport=22).handshake().turns(ssh_turns()).packets
-        assert judge(packets, scripts={"ssh": source}, library=library).verdict == verdict
-    assert judge(tls().packets, scripts={"ssh": source}, library=library).verdict == "pass"
+        (flow,) = load_script(script, library=library).judge(packets)
+        assert flow.verdict == verdict
+    (flow,) = load_script(script, library=library).judge(tls().packets)
+    assert flow.verdict == "pass"
 
 
 def test_the_readme_lists_every_policy_with_its_score() -> None:
-    with bench() as made:
-        scores = {script.key: script.conf["score"] for script in made.assembly.runner.scripts}
+    scores = {script.key: script.conf["score"] for script in load_script(*POLICIES).scripts}
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+)[^|]*\|$", README, re.MULTILINE)
     assert {key: int(score) for key, score in rows} == scores
 
