@@ -96,8 +96,9 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
 
 def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
     """All scripts, loaded and set up. Raises ConfigError with every script's problems."""
+    off: dict[str, str] = {}
     scripts, problems = load_scripts(
-        config.scripts.directories, config.scripts.settings, classifier.protocol_id
+        config.scripts.directories, config.scripts.settings, classifier.protocol_id, off
     )
     for problem in problems:
         if not problem.fatal:
@@ -106,7 +107,7 @@ def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
     if fatal:
         raise ConfigError("\n".join(fatal))
     runner = Runner(scripts)
-    runner.skipped = problems
+    runner.skipped, runner.off = problems, off
     return runner
 
 

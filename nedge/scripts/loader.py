@@ -73,6 +73,10 @@ class Script:
     statuses: tuple[StatusType, ...] = ()
     """User statuses it defines."""
     wants_match_packet: bool = False
+    default_enabled: bool = True
+    excluded: bool = False
+    """It does not want to run here."""
+    setup: Callable[..., Any] | None = None
     teardown: Callable[[], Any] | None = None
     calls: int = 0
     errors: int = 0
@@ -108,8 +112,8 @@ def load_scripts(
                 continue
             seen[key] = path
             try:
-                scripts.append(_load(path, key, settings.get(key, {}), protocol_id))
-            except _LoadError as errors:
+                scripts.append(_load(path, settings.get(key, {}), protocol_id))
+            except ScriptErrors as errors:
                 problems += (Problem(path, *error) for error in errors.found)
             except _OffError as why:
                 if off is not None:
@@ -131,7 +135,7 @@ def _scripts_in(directory: Path) -> list[Path] | None:
     return [path for path in sorted(directory.glob("*.py")) if not path.name.startswith(("_", "test_"))]
 
 
-class _LoadError(Exception):
+class ScriptErrors(Exception):  # noqa: N818 (there may be several)
     """What is wrong with one script: line, message and whether it is fatal, of each."""
 
     def __init__(self, *found: tuple[int, str, bool]) -> None:
@@ -171,17 +175,31 @@ class _Reader:
         return value
 
 
-def _load(path: Path, key: str, settings: dict[str, Any], protocol_id: ProtocolIds) -> Script:
-    """One script. Raises _LoadError, or _OffError if it is switched off."""
+def _load(path: Path, settings: dict[str, Any], protocol_id: ProtocolIds) -> Script:
+    """One script, ready to run. Raises ScriptErrors, or _OffError if it is switched off."""
     if settings.get("enabled") is False:
         raise _OffError("enabled = false in the configuration")
-    tree = _parse(path)
-    code = compile(tree, str(path), "exec")
+    script = read_script(path, settings, protocol_id)
+    if script.excluded:
+        raise _OffError("it excludes nedge (nedge_exclude)")
+    if not script.default_enabled and "enabled" not in settings:
+        raise _OffError("by default; enabled = true in the configuration switches it on")
+    setup = script.setup
+    if setup is not None:
+        takes_conf = callable(setup) and bool(inspect.signature(setup).parameters)
+        if not _run(path, "in setup()", (lambda: setup(script.conf)) if takes_conf else setup):
+            raise _OffError("its setup() did not return true")
+    return script
+
+
+def read_script(path: Path, settings: dict[str, Any], protocol_id: ProtocolIds) -> Script:
+    """One script with its settings, checked, but not set up. Raises ScriptErrors, with all that is wrong."""
+    key = path.stem
+    tree, code = _compile(path)
     module = ModuleType(f"nedge_script_{key}")
     module.__file__ = str(path)
     _run(path, "while loading", lambda: exec(code, module.__dict__))  # noqa: S102 (running scripts is the point)
     read = _Reader(module, tree, key)
-    _check_enabled(read, settings)
     script = Script(
         key=key,
         path=path,
@@ -195,6 +213,9 @@ def _load(path: Path, key: str, settings: dict[str, Any], protocol_id: ProtocolI
         conf=_conf(read, settings),
         statuses=_user_statuses(read),
         wants_match_packet=_mentions(code, _MATCH_PACKET),
+        default_enabled=read.get("default_enabled", bool, True),
+        excluded=read.get("nedge_exclude", bool, False),
+        setup=getattr(module, "setup", None),
         teardown=getattr(module, "teardown", None),
     )
     category = read.get("category", str, "other")
@@ -205,39 +226,20 @@ def _load(path: Path, key: str, settings: dict[str, Any], protocol_id: ProtocolI
     if not script.hooks and not read.errors:
         read.wrong("", f"has no hook (a function named {', '.join(Hook)} or all); skipped", fatal=False)
     if read.errors:
-        raise _LoadError(*sorted(read.errors))
-    _set_up(script, getattr(module, "setup", None))
+        raise ScriptErrors(*sorted(read.errors))
     return script
 
 
-def _check_enabled(read: _Reader, settings: dict[str, Any]) -> None:
-    enabled = settings.get("enabled", True)
-    if not isinstance(enabled, bool):
-        read.wrong("", f"[scripts.{read.key}] enabled: found {enabled!r}; allowed is true or false")
-    if read.get("nedge_exclude", bool, False):
-        raise _OffError("it excludes nedge (nedge_exclude)")
-    if not read.get("default_enabled", bool, True) and "enabled" not in settings:
-        raise _OffError("by default; enabled = true in the configuration switches it on")
-
-
-def _set_up(script: Script, setup: Any) -> None:
-    """Call setup(), with the settings if it takes an argument. Raises _OffError unless that gives true."""
-    if setup is None:
-        return
-    takes_conf = bool(inspect.signature(setup).parameters) if callable(setup) else False
-    if not _run(script.path, "in setup()", (lambda: setup(script.conf)) if takes_conf else setup):
-        raise _OffError("its setup() did not return true")
-
-
-def _parse(path: Path) -> ast.Module:
+def _compile(path: Path) -> tuple[ast.Module, CodeType]:
     try:
-        return ast.parse(path.read_bytes(), str(path))
+        tree = ast.parse(path.read_bytes(), str(path))
+        return tree, compile(tree, str(path), "exec")
     except SyntaxError as error:
-        raise _LoadError((error.lineno or 0, f"syntax error: {error.msg}", True)) from None
+        raise ScriptErrors((error.lineno or 0, f"syntax error: {error.msg}", True)) from None
     except OSError as error:
-        raise _LoadError((0, f"cannot be read: {error.strerror}", True)) from None
+        raise ScriptErrors((0, f"cannot be read: {error.strerror}", True)) from None
     except ValueError as error:  # null bytes
-        raise _LoadError((0, f"not Python source: {error}", True)) from None
+        raise ScriptErrors((0, f"not Python source: {error}", True)) from None
 
 
 def _run(path: Path, when: str, function: Callable[[], Any]) -> Any:
@@ -246,7 +248,7 @@ def _run(path: Path, when: str, function: Callable[[], Any]) -> Any:
         return function()
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__} {when}: {error}"
-        raise _LoadError((script_line(error, path), said, True)) from None
+        raise ScriptErrors((script_line(error, path), said, True)) from None
 
 
 def script_line(error: BaseException, path: Path) -> int:
@@ -301,9 +303,11 @@ def _conf(read: _Reader, settings: dict[str, Any]) -> dict[str, Any]:
     defaults: dict[str, Any] = read.get("default_value", dict, {})
     conf = dict(defaults)
     for name, value in settings.items():
-        if name == "enabled":
-            continue
         where = f"[scripts.{read.key}] {name}"
+        if name == "enabled":
+            if not isinstance(value, bool):
+                read.wrong("", f"{where}: found {value!r}; allowed is true or false")
+            continue
         if name not in defaults:
             near = get_close_matches(name, defaults, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -30,6 +30,8 @@ class Runner:
         self.scripts = scripts
         self.skipped: list[Problem] = []
         """Why scripts are not among them that should be, where that is no error."""
+        self.off: dict[str, str] = {}
+        """What switched scripts off, by key."""
         self.context: Context | None = None
         self.wants_match_packet = any(script.wants_match_packet for script in scripts)
         self._by_hook = {hook: [script for script in scripts if hook in script.hooks] for hook in Hook}

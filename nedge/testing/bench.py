@@ -55,11 +55,7 @@ def load_script(
     if settings:
         scripts[paths[0].stem] = scripts.get(paths[0].stem, {}) | dict(settings)
     bench = Bench(raw)
-    loaded = {each.key for each in bench.scripts}
-    for path in paths:
-        if path.is_file() and path.stem not in loaded:
-            why = [str(problem) for problem in bench.assembly.runner.skipped if problem.path == path]
-            raise ConfigError("; ".join(why) or f"{path}: is switched off, by its setup() or its settings")
+    _all_loaded(bench, [path for path in paths if path.is_file()])
     if countries:
         bench.engine.hosts.directory.country_lookup = _country_lookup(countries)
     return bench
@@ -245,6 +241,17 @@ class Bench:
         if flow is None:
             flow = self._seen[core.id] = SeenFlow(core, [], self.assembly.classifier)
         return flow
+
+
+def _all_loaded(bench: Bench, paths: Iterable[Path]) -> None:
+    """A script that is not there cannot be tested: say why."""
+    runner = bench.assembly.runner
+    for path in paths:
+        if path.stem in runner.off:
+            raise ConfigError(f"{path}: is off: {runner.off[path.stem]}")
+        for problem in runner.skipped:
+            if problem.path == path:
+                raise ConfigError(str(problem))
 
 
 def _close(assembly: Assembly) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from nedge.testing import (
     Bench,
+    ConfigError,
     Packet,
     Tcp,
     client_hello,
@@ -86,9 +87,10 @@ def test_flows_without_a_name(packets: list[Packet]) -> None:
     assert run(packets).flow.statuses == []
 
 
-def test_nothing_is_blocked_by_default() -> None:
-    assert run(tls(name="blocked.example").packets, "").flow.statuses == []
-    assert run(tls(name="blocked.example").packets, "domains = []").flow.statuses == []
+@pytest.mark.parametrize("settings", ["", "domains = []", 'domains = [""]'])
+def test_without_names_it_is_off(settings: str) -> None:
+    with pytest.raises(ConfigError, match="is off"):
+        run([], settings)
 
 
 def test_each_dns_query_is_judged(library: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nedge.testing import CLIENT, CLIENT6, Bench, Packet, dns, load_script, make_flow, ping, tls
+from nedge.testing import CLIENT, CLIENT6, Bench, ConfigError, Packet, dns, load_script, make_flow, ping, tls
 
 COUNTRIES = {"198.51.100.0/24": "KP", "203.0.113.0/24": "DE", "192.0.2.0/24": "IR", "2001:db8:1::/48": "KP"}
 
@@ -52,8 +52,15 @@ def test_others_are_left_alone(packets: list[Packet]) -> None:
     assert (judged.flow.statuses, judged.flow.scores, judged.flow.verdict) == ([], (0, 0, 0), "pass")
 
 
-def test_nothing_happens_by_default() -> None:
-    assert run(ping(CLIENT, "198.51.100.1"), {}).flow.statuses == []
+def test_without_countries_it_is_off() -> None:
+    with pytest.raises(ConfigError, match="is off"):
+        run([], {})
+
+
+@pytest.mark.parametrize("code", ["KPX", "", "K1", "North Korea"])
+def test_what_is_no_country_is_told(code: str) -> None:
+    with pytest.raises(ConfigError, match=r"countries: found .*; allowed are codes of two letters"):
+        run([], {"countries": ["KP", code]})
 
 
 def test_nothing_happens_without_a_database() -> None:

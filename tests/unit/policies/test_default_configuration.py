@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nedge.scripts import Flow
+from nedge.scripts.loader import read_script
 from nedge.testing import (
     CLIENT,
     CLIENT6,
@@ -16,6 +17,7 @@ from nedge.testing import (
     SHIPPED_POLICIES,
     SYN,
     T0,
+    Bench,
     Packet,
     Tcp,
     Udp,
@@ -34,6 +36,13 @@ from nedge.testing import (
 )
 
 POLICIES = sorted(path.stem for path in SHIPPED_POLICIES.glob("*.py"))
+SCRIPTS = {key: read_script(SHIPPED_POLICIES / f"{key}.py", {}, lambda name: 1) for key in POLICIES}
+NEEDED: dict[str, dict[str, str]] = {
+    "blocked_hostname": {"domains": '["blocked.example"]'},
+    "country_check": {"countries": '["KP"]'},
+    "unexpected_dns": {"servers": '["192.168.1.1"]'},
+}
+"""Settings without which a policy is off."""
 EXPIRED = certificate(("old.example.org",), T0 - 100_000, T0 - 50_000)
 
 ORDINARY: dict[str, list[Packet]] = {
@@ -99,26 +108,34 @@ def test_flawed_traffic_alerts_and_passes(packets: list[Packet], statuses: list[
     assert set(script.actions) == {"pass"}
 
 
+def all_on(library: str = "auto") -> Bench:
+    """Every policy, also those that are off by default, or while nothing is configured."""
+    config = "".join(
+        f"[scripts.{policy}]\n" + "".join(f"{name} = {value}\n" for name, value in NEEDED[policy].items())
+        for policy in NEEDED
+    )
+    return load_script(*POLICIES, config=config, library=library)
+
+
 def test_no_script_fails(library: str) -> None:
     flawed = [packets for packets, _ in FLAWED.values()]
     flows = [
         [packet._replace(time=packet.time + n * 100) for packet in packets]
         for n, packets in enumerate([*ORDINARY.values(), *flawed])
     ]
-    script = load_script(*POLICIES, library=library)
+    script = all_on(library)
     script.judge(merge(*flows), until=T0 + 10_000)  # raises if a script does
     assert script.engine.counters.script_errors == 0
     assert sorted(each.key for each in script.scripts) == POLICIES
 
 
 def test_nothing_is_unknown_to_either_ndpi(library: str) -> None:
-    script = load_script(*POLICIES, library=library)
-    assert script.assembly.runner.skipped == []
+    assert all_on(library).assembly.runner.skipped == []
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_each_policy_is_a_tutorial(policy: str) -> None:
-    (script,) = load_script(policy).scripts
+    script = SCRIPTS[policy]
     assert script.title not in ("", policy)
     assert script.category in ("security", "network")
     paragraphs = script.description.split("\n\n")
@@ -126,6 +143,8 @@ def test_each_policy_is_a_tutorial(policy: str) -> None:
     settings = set(script.conf) - {"score", "client_score", "server_score"}
     assert {name for name in settings if f"`{name}`" not in script.description} == set()
     assert len((SHIPPED_POLICIES / f"{policy}.py").read_text().splitlines()) <= 90
+    told_off = "Off by default" in script.description
+    assert told_off is not script.default_enabled
 
 
 README = (SHIPPED_POLICIES / "README.md").read_text()
@@ -144,7 +163,7 @@ def test_the_example_of_the_readme_does_what_it_says(library: str, tmp_path: Pat
 
 
 def test_the_readme_lists_every_policy_with_its_score() -> None:
-    scores = {script.key: script.conf["score"] for script in load_script(*POLICIES).scripts}
+    scores = {key: script.conf["score"] for key, script in SCRIPTS.items()}
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+)[^|]*\|$", README, re.MULTILINE)
     assert {key: int(score) for key, score in rows} == scores
 

@@ -10,6 +10,7 @@ from nedge.testing import (
     SERVER,
     SERVER6,
     Bench,
+    ConfigError,
     Packet,
     Tcp,
     Udp,
@@ -79,8 +80,14 @@ def test_only_dns_is_looked_at(packets: list[Packet], library: str) -> None:
     assert run(packets, SERVERS, library).flow.statuses == []
 
 
-def test_nothing_happens_by_default() -> None:
-    assert run(dns("example.com").packets, "").flow.statuses == []
+def test_without_servers_it_is_off() -> None:
+    with pytest.raises(ConfigError, match="is off"):
+        run([], "")
+
+
+def test_what_is_no_address_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"unexpected_dns\.py.*'dns\.example'"):
+        run([], 'servers = ["9.9.9.9", "dns.example"]')
 
 
 def test_queries_over_tcp() -> None:

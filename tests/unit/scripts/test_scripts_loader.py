@@ -149,6 +149,7 @@ def test_settings_for_no_script(tmp_path: Path) -> None:
         ("x = 1\ny = = 2\n" + HOOK, 2),
         ("def protocolDetected(flow, now, conf)\n    pass\n", 1),
         ("\n\nif True:\nx = 1\n", 4),
+        ("x = 1\nreturn x\n", 2),
     ],
 )
 def test_a_syntax_error_names_file_and_line(tmp_path: Path, source: str, line: int) -> None:
