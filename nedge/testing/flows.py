@@ -15,6 +15,7 @@ from nedge.core.flow import Handshake
 from nedge.core.hosts import ip_bytes
 from nedge.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP, decode
 from nedge.core.packet import Packet as DecodedPacket
+from nedge.core.risks import RISKS
 from nedge.core.status import status_types
 from nedge.dpi import NdpiClassifier
 from nedge.export.eve import flow_record, proto_name
@@ -270,7 +271,7 @@ class MadeFlow(SeenFlow):
             core.handshake = Handshake.DONE if given["handshake"] else Handshake.NONE
             core.tcp_flags = given["tcp_flags"]
             core.closing = bool(core.tcp_flags & (build.FIN | build.RST))
-        core.risks = sum(1 << risk for risk in set(given["risks"]))
+        core.risks = _risks(given["risks"])
         core.match_payload = given["payload"]
         core.match_length = len(given["payload"] or b"")
 
@@ -286,7 +287,7 @@ def make_flow(
     vlan: int = 0,
     hostname: str = "",
     category: str = "",
-    risks: Iterable[int] = (),
+    risks: Iterable[int | str] = (),
     blacklisted: bool = False,
     handshake: bool = True,
     tcp_flags: int = build.SYN | build.ACK | build.PSH,
@@ -303,7 +304,7 @@ def make_flow(
     `protocol`: nDPI's name for it: "TLS", "DNS", or with its master: "TLS.Google". `client_port`: a new one
     for each flow unless given. `server_port` and `l4` ("tcp", "udp", "icmp", "sctp", or a protocol's number):
     what is usual for the protocol unless given; 9999 and TCP if nothing is. `category`: nDPI's name; the
-    protocol's own unless given. `risks`: numbers that `flow.hasRisk` knows. `handshake`: whether the
+    protocol's own unless given. `risks`: names or numbers of `nedge.scripts.RISKS`. `handshake`: whether the
     three-way handshake was seen. `bytes_…` are of IP packets, `duration` is the seconds that the flow has
     lasted by now. `payload`: of the packet that nDPI recognised. `facts`: fields of
     `nedge.core.facts.Facts`, such as `http_url=…` or `cert_subject=…`. From `hostname` follow `dns_query`,
@@ -342,6 +343,15 @@ def _facts(protocol: str, given: Mapping[str, Any]) -> Facts:
     elif "TLS" in names or "QUIC" in names:
         facts |= {"tls_sni": host, "tls_version": 0x0303 if "TLS" in names else 0x0304}
     return Facts(**facts | {name: given[name] for name in _FACTS if name != "hostname" and name in given})
+
+
+def _risks(given: Iterable[int | str]) -> int:
+    bitmap = 0
+    for risk in given:
+        if risk not in (RISKS if isinstance(risk, str) else range(64)):
+            raise ValueError(f"risks: found {risk!r}; allowed are {', '.join(RISKS)}, or numbers below 64")
+        bitmap |= 1 << (RISKS[risk] if isinstance(risk, str) else risk)
+    return bitmap
 
 
 def _word(protocol: str, category: str, classifier: NdpiClassifier) -> int:

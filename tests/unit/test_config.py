@@ -312,7 +312,7 @@ def test_unusable_country_database(write, tmp_path: Path, content: bytes | None)
 
 def uncommented() -> dict[str, Any]:
     """The example with every commented key and table in force."""
-    text = re.sub(r"^#(?=[a-z_]+ = |\[)", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=[a-z_0-9]+ = |\[|  \"|\])", "", EXAMPLE.read_text(), flags=re.MULTILINE)
     return tomllib.loads(text)
 
 
@@ -353,7 +353,7 @@ def test_example_has_the_settings_of_every_shipped_script() -> None:
 
 
 def test_example_loads_with_everything_in_force(tmp_path: Path) -> None:
-    text = re.sub(r"^#(?=[a-z_]+ = |\[)", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=[a-z_0-9]+ = |\[|  \"|\])", "", EXAMPLE.read_text(), flags=re.MULTILINE)
     path = tmp_path / "nedge.toml"
     path.write_text(text)
     config = load(path)

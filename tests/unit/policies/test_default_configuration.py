@@ -10,8 +10,10 @@ import pytest
 from nedge.scripts import Flow
 from nedge.scripts.loader import read_script
 from nedge.testing import (
+    ACK,
     CLIENT,
     CLIENT6,
+    RST,
     SERVER,
     SERVER6,
     SHIPPED_POLICIES,
@@ -40,7 +42,10 @@ SCRIPTS = {key: read_script(SHIPPED_POLICIES / f"{key}.py", {}, lambda name: 1) 
 NEEDED: dict[str, dict[str, str]] = {
     "blocked_hostname": {"domains": '["blocked.example"]'},
     "country_check": {"countries": '["KP"]'},
+    "unexpected_dhcp": {"servers": '["192.168.1.1"]'},
     "unexpected_dns": {"servers": '["192.168.1.1"]'},
+    "unexpected_ntp": {"servers": '["192.168.1.1"]'},
+    "unexpected_smtp": {"servers": '["192.168.1.1"]'},
 }
 """Settings without which a policy is off."""
 EXPIRED = certificate(("old.example.org",), T0 - 100_000, T0 - 50_000)
@@ -68,21 +73,48 @@ ORDINARY: dict[str, list[Packet]] = {
     "ssdp": Udp(CLIENT, "239.255.255.250", dport=1900).client(b"M-SEARCH * HTTP/1.1\r\n\r\n").packets,
     "unknown tcp": Tcp(dport=47123).handshake().client(noise(200)).server(noise(200, 1)).packets,
     "unknown udp": Udp(dport=47123).client(noise(200)).server(noise(200, 1)).packets,
+    "browsing": merge(
+        *(
+            tls("1.3", f"www{n}.example.com", server=f"203.0.113.{n}", sport=41000 + n, start=T0 + n).packets
+            for n in range(30)
+        )
+    ),
+    "ntp": Udp(dport=123).client(b"\x23" + bytes(47)).server(b"\x24" + bytes(47)).packets,
+    "mail": Tcp(dport=25).handshake().turns([("s", b"220 a ESMTP\r\n"), ("c", b"EHLO b\r\n")]).packets,
+    "a page from a port of its own": Tcp(dport=8080).handshake().client(http_request("example.com")).packets,
+    "five refused connections": merge(
+        *(
+            Tcp(dport=n + 1, sport=5000 + n).segment("c", SYN).segment("s", RST | ACK).packets
+            for n in range(5)
+        )
+    ),
     "mid-stream": Tcp().client(noise(500)).server(noise(500)).packets,
 }
 
+OLD, EXPIRED_STATUS = "status_tls_old_protocol_version", "status_tls_certificate_expired"
+OTHER_NAME, SELF_SIGNED = "status_tls_certificate_mismatch", "status_tls_certificate_selfsigned"
+APPLIANCE = certificate(("appliance.example",), T0 - 100_000, T0 - 50_000, issuer="")
+
 # Traffic with a flaw that is told of, but does not block.
 FLAWED: dict[str, tuple[list[Packet], list[str]]] = {
-    "old tls": (tls("1.0").packets, ["status_tls_old_protocol_version"]),
-    "expired": (tls("1.2", cert=EXPIRED).packets, ["status_tls_certificate_expired"]),
-    "old and expired": (
-        tls("1.0", cert=EXPIRED).packets,
-        ["status_tls_certificate_expired", "status_tls_old_protocol_version"],
+    "old tls": (tls("1.0").packets, [OLD]),
+    "expired": (tls("1.2", "old.example.org", cert=EXPIRED).packets, [EXPIRED_STATUS]),
+    "old and expired": (tls("1.0", "old.example.org", cert=EXPIRED).packets, [EXPIRED_STATUS, OLD]),
+    "another name": (tls(name="www.example.com").packets, [OTHER_NAME]),
+    "self-signed": (tls(cert=certificate(issuer="")).packets, [SELF_SIGNED]),
+    "an old appliance": (
+        tls("1.0", "www.example.com", cert=APPLIANCE).packets,
+        [EXPIRED_STATUS, OTHER_NAME, OLD, SELF_SIGNED],
     ),
-    "dangerous, old and expired": (
-        tls("1.0", "pastebin.com", cert=EXPIRED).packets,
-        ["status_potentially_dangerous", "status_tls_certificate_expired", "status_tls_old_protocol_version"],
+    "dangerous, old and of another name": (
+        tls("1.0", "pastebin.com").packets,
+        ["status_potentially_dangerous", OTHER_NAME, OLD],
     ),
+    "a program over http": (
+        Tcp(dport=80).handshake().client(http_request("example.com", "/setup.exe")).packets,
+        ["status_suspicious_file_transfer"],
+    ),
+    "a big ping": (ping(payload=noise(1400)), ["status_data_exfiltration"]),
     "transit": (ping(SERVER, "198.51.100.1"), ["status_remote_to_remote"]),
     "nobody there": (Udp(dport=47123).client(noise(50)).packets, ["status_udp_unidirectional"]),
 }
