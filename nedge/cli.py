@@ -33,7 +33,9 @@ ConfigOption = Annotated[
 ]
 PoliciesOption = Annotated[
     Path | None,
-    typer.Option("--policies", metavar="DIR", help="Directory of scripts, instead of the configured ones."),
+    typer.Option(
+        "--policies", metavar="PATH", help="Directory of scripts, or one, instead of the configured ones."
+    ),
 ]
 
 FAILED, USAGE = 1, 2
@@ -165,6 +167,25 @@ def check(config: ConfigOption = None, policies: PoliciesOption = None) -> None:
     for script in assembly.runner.scripts:
         print(f"script {script.key}: ok (hooks: {', '.join(script.hooks)})")
     assembly.close()
+
+
+@app.command("new-script")
+def new_script(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: no_torrents.")],
+    directory: Annotated[
+        Path, typer.Option("--directory", "-d", metavar="DIR", help="Where to; here unless given.")
+    ] = Path(),
+) -> None:
+    """Write a script to start from, and its test."""
+    from nedge.config import SHIPPED_POLICIES
+    from nedge.scripts.new import NewScriptError, create
+
+    try:
+        script, test = create(name, directory, SHIPPED_POLICIES)
+    except NewScriptError as error:
+        fail(str(error), USAGE)
+    print(f"{script}: the script; nedge check --policies {script} says what is wrong with it")
+    print(f"{test}: its test; pytest {test} runs it")
 
 
 if __name__ == "__main__":
