@@ -156,17 +156,10 @@ def reread(path: Path) -> Config:
 @app.command()
 def check(config: ConfigOption = None, policies: PoliciesOption = None) -> None:
     """Check the configuration, the lists, the scripts and libndpi, without touching the network."""
-    from nedge.assemble import assemble
-    from nedge.dpi.selftest import check as check_dpi
+    from nedge.check import check as check_all
 
-    settings = configure(config, policies)
-    dpi = check_dpi(settings.dpi.library)
-    assembly = assemble(settings)
-    print(f"configuration: ok ({config or 'defaults'})")
-    print(f"nDPI: ok ({dpi.version}, {dpi.path})")
-    for script in assembly.runner.scripts:
-        print(f"script {script.key}: ok (hooks: {', '.join(script.hooks)})")
-    assembly.close()
+    for line in check_all(configure(config, policies), str(config or "defaults")):
+        print(line)
 
 
 @app.command("new-script")

@@ -128,6 +128,14 @@ def load_scripts(
     return scripts, problems
 
 
+def find_scripts(directories: Iterable[Path]) -> list[Path]:
+    """Paths of all scripts there are, switched off or not."""
+    found: list[Path] = []
+    for directory in directories:
+        found += [directory] if directory.is_file() else _scripts_in(directory) or []
+    return found
+
+
 def _scripts_in(directory: Path) -> list[Path] | None:
     """Paths of a directory's scripts, helpers and tests left out; None if there is no such directory."""
     if not directory.is_dir():
@@ -188,7 +196,7 @@ def _load(path: Path, settings: dict[str, Any], protocol_id: ProtocolIds) -> Scr
     if setup is not None:
         takes_conf = callable(setup) and bool(inspect.signature(setup).parameters)
         if not _run(path, "in setup()", (lambda: setup(script.conf)) if takes_conf else setup):
-            raise _OffError("its setup() did not return true")
+            raise _OffError("its setup() found nothing to do")
     return script
 
 

@@ -169,8 +169,7 @@ class Bench:
             made = [
                 each.core for each in self._seen.values() if isinstance(each, MadeFlow) and not each.ended
             ]
-            ticks = [core.next_tick for core in made if core.next_tick > self.now]
-            stop = min([end, self.now + self.engine.limits.idle_seconds, *ticks])
+            stop = min([end, *(core.timer for core in made if core.timer > self.now)])
             for core in made:
                 core.last_seen = stop
             self.engine.advance(stop)
