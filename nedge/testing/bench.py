@@ -18,6 +18,7 @@ from nedge.core.flow import Flow as CoreFlow
 from nedge.core.hooks import Hook
 from nedge.core.hosts import CountryLookup
 from nedge.replay import replay
+from nedge.scripts.loader import Script
 from nedge.testing.flows import Alert, MadeFlow, SeenFlow
 from nedge.testing.packets import T0, Packet, from_scapy
 
@@ -75,7 +76,7 @@ class Bench:
         self._events = events
         self.assembly = assembly
         self.engine = assembly.engine
-        self.scripts = assembly.runner.scripts
+        self.scripts: list[Script] = assembly.runner.scripts
         """The scripts that were loaded, in the order in which they run."""
         self._failed = 0
         weakref.finalize(self, _close, assembly)
@@ -104,7 +105,7 @@ class Bench:
         if flow._core is None:
             now = self.now
             self.engine.advance(now)
-            core = flow.enter(self.assembly, now)
+            core = flow._enter(self.assembly, now)
             self._seen[core.id] = flow
             self.engine.inspector.on_news(core, Hook.PROTOCOL_DETECTED)
             if hook == Hook.PROTOCOL_DETECTED:

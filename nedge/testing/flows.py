@@ -20,7 +20,7 @@ from nedge.core.status import status_types
 from nedge.dpi import NdpiClassifier
 from nedge.export.eve import flow_record, proto_name
 from nedge.testing import packets as build
-from nedge.testing.packets import CLIENT, SERVER
+from nedge.testing.packets import ACK, CLIENT, FIN, PSH, RST, SERVER, SYN
 
 _L4_HEADERS = {TCP: 32, UDP: 8, SCTP: 12}
 _L4 = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "sctp": SCTP}
@@ -84,11 +84,12 @@ class SeenFlow:
 
     def __init__(self, core: CoreFlow, alerts: list[Alert], classifier: NdpiClassifier) -> None:
         self._core: CoreFlow | None = core
-        self.alerts = alerts
+        self.alerts: list[Alert] = alerts
         """What was raised on it, in order."""
-        self.ended = ""
+        self.ended: str = ""
         """Why it ended: idle, closed, replaced or shutdown; empty while it lives."""
-        self.end_time = 0.0
+        self.end_time: float = 0.0
+        """When, in epoch seconds."""
         self._classifier: NdpiClassifier | None = classifier
 
     @property
@@ -207,7 +208,7 @@ class MadeFlow(SeenFlow):
                 self._core.first_seen = self._core.last_seen - changes["duration"]
         return self
 
-    def enter(self, assembly: Assembly, now: float) -> CoreFlow:
+    def _enter(self, assembly: Assembly, now: float) -> CoreFlow:
         """Become a live flow of an engine; no hook is called. For `Bench`."""
         given, engine = self._given, assembly.engine
         first = decode(self._first_packet(self._l4_number()), given["vlan"])
@@ -245,7 +246,7 @@ class MadeFlow(SeenFlow):
         ends = given["client"], given["server"]
         port = self._usual[1] if given["server_port"] is None else given["server_port"]
         if number == TCP:
-            return build.tcp_segment(*ends, given["client_port"], port, flags=build.SYN)
+            return build.tcp_segment(*ends, given["client_port"], port, flags=SYN)
         if number == UDP:
             return build.udp_datagram(*ends, given["client_port"], port, b"")
         if number in (ICMP, ICMPV6):
@@ -270,7 +271,7 @@ class MadeFlow(SeenFlow):
         if core.proto == TCP:
             core.handshake = Handshake.DONE if given["handshake"] else Handshake.NONE
             core.tcp_flags = given["tcp_flags"]
-            core.closing = bool(core.tcp_flags & (build.FIN | build.RST))
+            core.closing = bool(core.tcp_flags & (FIN | RST))
         core.risks = _risks(given["risks"])
         core.match_payload = given["payload"]
         core.match_length = len(given["payload"] or b"")
@@ -290,7 +291,7 @@ def make_flow(
     risks: Iterable[int | str] = (),
     blacklisted: bool = False,
     handshake: bool = True,
-    tcp_flags: int = build.SYN | build.ACK | build.PSH,
+    tcp_flags: int = SYN | ACK | PSH,
     packets_sent: int = 5,
     packets_rcvd: int = 5,
     bytes_sent: int = 1000,

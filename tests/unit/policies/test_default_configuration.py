@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-from nedge.scripts import Flow
 from nedge.scripts.loader import read_script
 from nedge.testing import (
     ACK,
@@ -177,32 +175,6 @@ def test_each_policy_is_a_tutorial(policy: str) -> None:
     assert len((SHIPPED_POLICIES / f"{policy}.py").read_text().splitlines()) <= 90
     told_off = "Off by default" in script.description
     assert told_off is not script.default_enabled
-
-
-README = (SHIPPED_POLICIES / "README.md").read_text()
-
-
-def test_the_example_of_the_readme_does_what_it_says(library: str, tmp_path: Path) -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    script = tmp_path / "ssh.py"
-    script.write_text(source)
-    for server, verdict in ((SERVER, "drop"), ("192.168.1.22", "pass")):
-        packets = Tcp(CLIENT, server, dport=22).handshake().turns(ssh_turns()).packets
-        (flow,) = load_script(script, library=library).judge(packets)
-        assert flow.verdict == verdict
-    (flow,) = load_script(script, library=library).judge(tls().packets)
-    assert flow.verdict == "pass"
-
-
-def test_the_readme_lists_every_policy_with_its_score() -> None:
-    scores = {key: script.conf["score"] for key, script in SCRIPTS.items()}
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+)[^|]*\|$", README, re.MULTILINE)
-    assert {key: int(score) for key, score in rows} == scores
-
-
-@pytest.mark.parametrize("name", [name for name in dir(Flow) if not name.startswith("_")])
-def test_the_readme_lists_every_function(name: str) -> None:
-    assert re.search(rf"\b{name}\b", README)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
