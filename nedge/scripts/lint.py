@@ -17,7 +17,7 @@ from nedge.scripts.loader import PERIODIC_DEFAULT as DEFAULT
 from nedge.scripts.loader import PERIODIC_STEP as STEP
 
 _HOOKS = (*Hook, ALL, "setup", "teardown")
-_VARIABLES = (
+VARIABLES = (
     "title",
     "description",
     "category",
@@ -59,11 +59,11 @@ def _names(tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Functions and variables whose names are nearly, but not quite, known ones."""
     functions = [(node.name, node.lineno) for node in tree.body if isinstance(node, ast.FunctionDef)]
     variables = [(name, line) for name, _, line in _assignments(tree)]
-    for known, names in ((_HOOKS, functions), (_VARIABLES, variables)):
+    for known, names in ((_HOOKS, functions), (VARIABLES, variables)):
         folded = {name.casefold().replace("_", ""): name for name in known}
         for name, line in names:
             near = get_close_matches(name.casefold().replace("_", ""), folded, n=1, cutoff=_CLOSE)
-            if near and name not in (*_HOOKS, *_VARIABLES):
+            if near and name not in (*_HOOKS, *VARIABLES):
                 yield line, f"{name} means nothing here; did you mean {folded[near[0]]}?"
 
 

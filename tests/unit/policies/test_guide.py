@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 from nedge.config import Config, from_mapping
 from nedge.core.hooks import Hook
 from nedge.scripts import Flow, reference
-from nedge.scripts.lint import lint
+from nedge.scripts.lint import VARIABLES, lint
+from nedge.scripts.loader import read_script
 from nedge.testing import (
     SERVER,
     SHIPPED_POLICIES,
@@ -56,9 +58,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 RECIPES = {
     title: code
-    for title, text in re.findall(
-        r"^### (.*?)\n(.*?)(?=^### |\Z)", section("Recipes"), re.MULTILINE | re.DOTALL
-    )
+    for title, text in re.findall(r"(?ms)^### (.*?)\n(.*?)(?=^### |\Z)", section("Recipes"))
     for code in blocks(text, "python")
 }
 
@@ -88,11 +88,11 @@ def test_block_a_protocol(recipe: Load) -> None:
 
 
 def test_ssh_only_to_one_host(recipe: Load) -> None:
-    script = recipe("SSH only to one host")
     for server, verdict in ((SERVER, "drop"), ("192.168.1.22", "pass")):
-        (*_, flow) = script.judge(Tcp(server_ip=server, dport=22).handshake().turns(ssh_turns()).packets)
-        assert [each.verdict for each in script.flows if each.server == server] == [verdict], flow
-    assert script.run(make_flow("TLS")).verdict == "pass"
+        session = Tcp(server_ip=server, dport=22).handshake().turns(ssh_turns())
+        (flow,) = recipe("SSH only to one host").judge(session.packets)
+        assert flow.verdict == verdict
+    assert recipe("SSH only to one host").run(make_flow("TLS")).verdict == "pass"
 
 
 @pytest.mark.parametrize(("hour", "verdict"), [(21, "pass"), (22, "drop"), (3, "drop"), (6, "pass")])
@@ -116,7 +116,7 @@ def test_a_device_that_may_talk_to_its_maker_only(recipe: Load) -> None:
     assert script.run(make_flow(client=camera)).verdict == "drop"
     assert script.run(make_flow("TLS", client=camera, server="192.168.1.5")).verdict == "pass"
     assert script.run(make_flow("TLS", hostname="other.example")).verdict == "pass"
-    queries = [packet for packet in dns("maker.example", "other.example", client=camera).packets[::2]]
+    queries = dns("maker.example", "other.example", client=camera).packets[::2]
     assert script.feed(queries) == ["pass", "drop"]
 
 
@@ -171,7 +171,7 @@ def test_a_list_in_a_file(recipe: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.py:\d+: FileNotFoundError in setup"):
         recipe("A list in a file", settings={"file": f"{tmp_path}/none"})
     (tmp_path / "list").write_text("nonsense\n")
-    with pytest.raises(ConfigError, match="ValueError in setup.*nonsense"):
+    with pytest.raises(ConfigError, match=r"ValueError in setup.*nonsense"):
         recipe("A list in a file", settings={"file": f"{tmp_path}/list"})
 
 
@@ -205,8 +205,6 @@ def test_every_recipe_has_a_test() -> None:
 
 
 def test_configurations_load() -> None:
-    import tomllib
-
     for text in [*blocks(section("Settings"), "toml"), *blocks(section("Recipes"), "toml")]:
         config = from_mapping(tomllib.loads(text), "guide", Path())
         assert config != Config()
@@ -297,9 +295,7 @@ def test_the_reference_has_every_function(name: str) -> None:
 def test_the_guide_has_every_hook_and_variable() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", section("Hooks"), re.MULTILINE)) == set(Hook)
     variables = section("Filters and other variables")
-    from nedge.scripts.lint import _VARIABLES
-
-    for name in set(_VARIABLES) - {"nedge_only", "nedge_exclude"}:
+    for name in set(VARIABLES) - {"nedge_only", "nedge_exclude"}:
         assert f"`{name}`" in variables
 
 
@@ -314,8 +310,6 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_overview_says_what_is_on() -> None:
-    from nedge.scripts.loader import read_script
-
     rows = re.findall(r"^\| `(\w+)` \| .* \| (on|off|once listed) \| (\d+)", GUIDE, re.MULTILINE)
     shown = {key: (state, int(score)) for key, state, score in rows}
     on = {script.key for script in load_script(SHIPPED_POLICIES).scripts}
