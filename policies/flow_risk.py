@@ -31,20 +31,24 @@ default_value = {
 
 told: LastUsed[int, set[str]] = LastUsed(set)  # flow -> risks that it was told of for
 watched: dict[int, str] = {}
+mask = 0  # of their numbers: most flows are done with after one look at it
 
 
 def setup(conf: Conf) -> bool:
+    global mask
     for name in conf["scores"]:
         if name not in RISKS:
             raise ValueError(f"scores: found {name!r}; allowed are {', '.join(RISKS)}")
         watched[RISKS[name]] = name
-    return bool(watched)
+        mask |= 1 << RISKS[name]
+    return mask != 0
 
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
-    found = {watched[number] for number in flow.getRiskInfo() if number in watched}
-    if not found:
+    risks = flow.getRisks() & mask
+    if not risks:
         return
+    found = {name for number, name in watched.items() if risks >> number & 1}
     known = told[flow.getKey()]
     new = found - known
     if new:

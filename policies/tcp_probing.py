@@ -24,8 +24,11 @@ probed: Window[str, tuple[str, int]] = Window()  # client -> server and port
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
     # Called when nothing has come for five seconds, as nobody said what protocol this is.
-    closed = flow.getTCPStats()["tcp.flags"] & (FIN | RST)
-    if not closed or flow.getGoodputBytes() or not flow.isPassVerdict():
+    if (
+        flow.getGoodputBytes()
+        or not flow.getTCPStats()["tcp.flags"] & (FIN | RST)
+        or not flow.isPassVerdict()
+    ):
         return
     target = (flow.getServerKey(), flow.getServerPort())
     count = probed.add(flow.getClientKey(), target, now, conf["seconds"])

@@ -40,11 +40,11 @@ def common_name(subject: str) -> str:
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
     facts = flow.getFacts()
     name = facts.tls_sni
+    if not name or not (facts.cert_names or facts.cert_subject) or len(name) >= CUT:
+        return  # no certificate (yet), or nothing to compare it with
     # Certificates of our time have a list of names; old ones have a common name alone.
-    names = facts.cert_names or tuple(filter(None, (common_name(facts.cert_subject),)))
-    if not name or not names or len(name) >= CUT:
-        return
-    if not any(covers(entry, name) for entry in names) and not ignored.match(name):
+    names = facts.cert_names or (common_name(facts.cert_subject),)
+    if any(names) and not any(covers(entry, name) for entry in names) and not ignored.match(name):
         flow.triggerStatus(
             status_types.status_tls_certificate_mismatch,
             {"asked": name, "names": list(names[:5]), "issuer": facts.cert_issuer},

@@ -8,6 +8,8 @@ steals the server's key can read what was recorded before: TLS_RSA_… without a
 Default score: 30, an alert. Set `score = 100` to block such connections.
 """
 
+from functools import lru_cache
+
 from nedge.scripts import Conf, Flow, status_types
 
 title = "Unsafe TLS cipher"
@@ -23,13 +25,25 @@ default_value = {
 }
 
 
+unsafe: frozenset[str] = frozenset()
+forward_secrecy = False
+
+
+def setup(conf: Conf) -> bool:
+    global unsafe, forward_secrecy
+    unsafe, forward_secrecy = frozenset(conf["unsafe"]), conf["forward_secrecy"]
+    return True
+
+
+@lru_cache(maxsize=512)  # there are not many more
+def is_unsafe(cipher: str) -> bool:
+    words = cipher.upper().split("_")
+    return not unsafe.isdisjoint(words) or (forward_secrecy and words[1:2] == ["RSA"])
+
+
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
-    cipher = flow.getFacts().tls_cipher.upper()  # empty: not TLS, or the server has not answered yet
-    words = cipher.split("_")
-    unsafe = any(word in conf["unsafe"] for word in words)
-    if conf["forward_secrecy"]:
-        unsafe = unsafe or cipher.startswith("TLS_RSA_")
-    if unsafe:
+    cipher = flow.getFacts().tls_cipher  # empty: not TLS, or the server has not answered yet
+    if cipher and is_unsafe(cipher):
         flow.triggerStatus(
             status_types.status_tls_unsafe_ciphers,
             {"cipher": cipher},

@@ -236,6 +236,8 @@ class Inspector:
         if flow.requests and isinstance(watch, DnsWatch):  # it knows all that nDPI would tell, and more
             flow.facts.dns_reply_code = watch.reply_code
             return watch.reply_code != 0
+        if flow.requests and isinstance(watch, HttpWatch) and not flow.goodput_rcvd:
+            return True  # there is no answer yet of which nDPI could tell
         facts = flow.dpi.facts()
         if facts.tls_version and 0 < flow.tls_chosen < 0x0303:
             facts.tls_version = flow.tls_chosen  # nDPI keeps the client's, but for TLS 1.3

@@ -340,6 +340,10 @@ class Flow:
         """Everything inspection found, as an object: its attributes are listed under Facts."""
         return self._context.facts(self._flow)
 
+    def getRisks(self) -> int:
+        """The risks that nDPI found, as a bitmap: bit n for the risk with that number. Cheap."""
+        return self._context.risks(self._flow)
+
     def getBreed(self) -> str:
         """nDPI's judgement of the protocol: Safe, Acceptable, Fun, Unsafe, Potentially Dangerous, …"""
         return self._flow.classification.breed
