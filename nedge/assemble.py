@@ -96,8 +96,9 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
 
 def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
     """All scripts, loaded and set up. Raises ConfigError with every script's problems."""
+    off: dict[str, str] = {}
     scripts, problems = load_scripts(
-        config.scripts.directories, config.scripts.settings, classifier.protocol_id
+        config.scripts.directories, config.scripts.settings, classifier.protocol_id, off
     )
     for problem in problems:
         if not problem.fatal:
@@ -105,7 +106,9 @@ def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
     fatal = [str(problem) for problem in problems if problem.fatal]
     if fatal:
         raise ConfigError("\n".join(fatal))
-    return Runner(scripts)
+    runner = Runner(scripts)
+    runner.skipped, runner.off = problems, off
+    return runner
 
 
 def make_policy(config: Config) -> Policy:

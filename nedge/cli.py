@@ -33,7 +33,9 @@ ConfigOption = Annotated[
 ]
 PoliciesOption = Annotated[
     Path | None,
-    typer.Option("--policies", metavar="DIR", help="Directory of scripts, instead of the configured ones."),
+    typer.Option(
+        "--policies", metavar="PATH", help="Directory of scripts, or one, instead of the configured ones."
+    ),
 ]
 
 FAILED, USAGE = 1, 2
@@ -156,17 +158,29 @@ def reread(path: Path) -> Config:
 @app.command()
 def check(config: ConfigOption = None, policies: PoliciesOption = None) -> None:
     """Check the configuration, the lists, the scripts and libndpi, without touching the network."""
-    from nedge.assemble import assemble
-    from nedge.dpi.selftest import check as check_dpi
+    from nedge.check import check as check_all
 
-    settings = configure(config, policies)
-    dpi = check_dpi(settings.dpi.library)
-    assembly = assemble(settings)
-    print(f"configuration: ok ({config or 'defaults'})")
-    print(f"nDPI: ok ({dpi.version}, {dpi.path})")
-    for script in assembly.runner.scripts:
-        print(f"script {script.key}: ok (hooks: {', '.join(script.hooks)})")
-    assembly.close()
+    for line in check_all(configure(config, policies), str(config or "defaults")):
+        print(line)
+
+
+@app.command("new-script")
+def new_script(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: no_torrents.")],
+    directory: Annotated[
+        Path, typer.Option("--directory", "-d", metavar="DIR", help="Where to; here unless given.")
+    ] = Path(),
+) -> None:
+    """Write a script to start from, and its test."""
+    from nedge.config import SHIPPED_POLICIES
+    from nedge.scripts.new import NewScriptError, create
+
+    try:
+        script, test = create(name, directory, SHIPPED_POLICIES)
+    except NewScriptError as error:
+        fail(str(error), USAGE)
+    print(f"{script}: the script; nedge check --policies {script} says what is wrong with it")
+    print(f"{test}: its test; pytest {test} runs it")
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ class Scripts(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     directories: list[File] = [SHIPPED_POLICIES]
-    """Relative paths: to the configuration file."""
+    """Directories of scripts, or single scripts. Relative paths: to the configuration file."""
 
     @model_validator(mode="after")
     def _tables(self) -> Scripts:
@@ -276,12 +276,20 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return from_mapping(raw, str(path), path.parent)
+
+
+def from_mapping(raw: dict[str, Any], where: str, base: Path) -> Config:
+    """The configuration in parsed TOML. `where`: what errors start with; `base`: of relative paths.
+
+    Raises ConfigError.
+    """
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        lines = [f"{path}: {_sentence(problem)}" for problem in error.errors()]
+        lines = [f"{where}: {_sentence(problem)}" for problem in error.errors()]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-    return _resolve(config, path.parent)
+    return _resolve(config, base)
 
 
 def _sentence(problem: Any) -> str:

@@ -43,13 +43,19 @@ class Facts:
     hostname: str = ""
     """The server's name as the client gave it: TLS or QUIC SNI, HTTP Host, DNS query. Lower case."""
     dns_query: str = ""
+    """The latest name asked for."""
     dns_query_type: int = 0
+    """Its type: 1 A, 28 AAAA, 65 HTTPS, …"""
     dns_reply_code: int = 0
+    """Of the latest answer, over UDP: 0 fine, 3 no such name, …"""
     http_url: str = ""
+    """Of the latest request: host and path."""
     http_method: str = ""
     http_code: int = 0
+    """Of the answer: 200, 404, …"""
     http_user_agent: str = ""
     http_content_type: str = ""
+    """Of the answer; not told by nDPI 4.2."""
     tls_version: int = 0
     """As on the wire: 0x0301 (TLS 1.0) … 0x0304 (TLS 1.3)."""
     tls_sni: str = ""
@@ -57,20 +63,27 @@ class Facts:
     tls_alpn: str = ""
     """Comma-separated, in the client's order."""
     tls_cipher: str = ""
+    """What the server chose, by its IANA name: TLS_AES_128_GCM_SHA256."""
     ja3: str = ""
+    """Fingerprint of the client: JA3 up to nDPI 4.14, JA4 from 4.10 on."""
     ja3s: str = ""
+    """Fingerprint of the server."""
     ja4: str = ""
     cert_not_before: int = 0
     """Epoch seconds, UTC; 0 if no certificate was seen."""
     cert_not_after: int = 0
     cert_issuer: str = ""
+    """As `O=Example Ltd, CN=Example CA`."""
     cert_subject: str = ""
     cert_names: tuple[str, ...] = ()
     """Names that the certificate is valid for."""
     cert_sha1: str = ""
+    """Its fingerprint, 40 hexadecimal digits."""
     ssh_client: str = ""
+    """What it says of itself: SSH-2.0-OpenSSH_9.2."""
     ssh_server: str = ""
     hassh_client: str = ""
+    """Fingerprint of what the client offers (HASSH)."""
     hassh_server: str = ""
 
 

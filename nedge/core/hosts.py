@@ -87,7 +87,7 @@ class Directory:
         self._own = frozenset(str(ip_address(address)) for address in own_addresses)
         self._malware = malware or NetworkSet()
         self._allowed = allowed or NetworkSet()
-        self._country = country
+        self.country_lookup = country
         self._not_unicast = frozenset(
             str(address)
             for net in networks
@@ -96,7 +96,7 @@ class Directory:
         )
 
     def country(self, ip: str) -> str | None:
-        return self._country(ip) if self._country else None
+        return self.country_lookup(ip) if self.country_lookup else None
 
     def is_local(self, ip: str) -> bool:
         """Inside the local networks, or an address of the box."""

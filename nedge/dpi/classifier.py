@@ -70,6 +70,10 @@ class NdpiClassifier:
         """The id of a category by its name, in any case; None if this release has none of that name."""
         return self._names.category_id(name)
 
+    def category_of(self, master: int, app: int) -> int:
+        """The id of the category that flows of a protocol have, unless their content says otherwise."""
+        return self._names.category_of(master, app)
+
     def risk_names(self, risks: int) -> list[str]:
         """Names of the bits set in a risk bitmap."""
         return self._names.risk_names(risks)

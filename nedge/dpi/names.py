@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from ctypes import c_char_p, c_int, c_uint, c_uint16, c_void_p
 
 from nedge.core.facts import UNKNOWN, Classification
+from nedge.dpi.abi import result_type
 from nedge.dpi.library import Library
 from nedge.dpi.module import refuse
 
@@ -39,6 +40,8 @@ class Names:
         self._category = library.function("ndpi_category_get_name", c_char_p, c_void_p, c_int)
         self._breed = library.function("ndpi_get_proto_breed", c_int, c_void_p, c_uint16)
         self._risk = library.function("ndpi_risk2str", c_char_p, c_int)
+        self._result = result_type(library.abi)()
+        self._category_of = library.function("ndpi_get_proto_category", c_int, c_void_p, type(self._result))
         if library.abi.breed_name_module:
             self._breed_name = library.function("ndpi_get_proto_breed_name", c_char_p, c_void_p, c_int)
             self._breed_arguments: tuple[c_void_p, ...] = (module,)
@@ -86,6 +89,11 @@ class Names:
         """The id of a category by its name, in any case."""
         return self._category_ids.get(name.casefold())
 
+    def category_of(self, master: int, app: int) -> int:
+        """The id of the category that flows of a protocol have, unless their content says otherwise."""
+        self._result.ids = master | app << 16
+        return int(self._category_of(self._module, self._result))
+
     def risk_names(self, risks: int) -> list[str]:
         """nDPI's names of the bits set, lowest bit first."""
         names = []
@@ -97,7 +105,7 @@ class Names:
 
     def close(self) -> None:
         """Ask the module nothing any more; words described before stay known."""
-        self._protocol = self._category = self._breed = refuse
+        self._protocol = self._category = self._breed = self._category_of = refuse
 
     def _describe(self, word: int) -> Classification:
         master, app, category = word & 0xFFFF, word >> 16 & 0xFFFF, word >> 32

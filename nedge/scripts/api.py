@@ -71,7 +71,10 @@ class Flow:
         )
 
     def clearStatus(self, flow_status_type: StatusType) -> None:
-        """Clear a status. Scores it added stay; an alert it raised stays."""
+        """Clear a status. Scores it added stay; an alert it raised stays. Setting it again adds them again.
+
+        Raises TypeError for what is no status type.
+        """
         self._flow.clear_status(_status(flow_status_type))
 
     def triggerStatus(self, flow_status_type: Any, *arguments: Any) -> None:
@@ -97,7 +100,10 @@ class Flow:
         self._call.trigger(status, info, flow_score, client_score, server_score, self._script)
 
     def isStatusSet(self, status_key: int) -> bool:
-        """Whether a status is set, by its number (`status_types.status_blacklisted.status_key`)."""
+        """Whether a status is set, by its number (`status_types.status_blacklisted.status_key`).
+
+        Raises TypeError for what is no number.
+        """
         if not isinstance(status_key, int) or isinstance(status_key, bool):
             raise TypeError(f"isStatusSet takes the number (status_key), not {type(status_key).__name__}")
         return 0 <= status_key <= LAST_KEY and bool(self._flow.status_map >> status_key & 1)
@@ -168,11 +174,11 @@ class Flow:
         return self._flow.id
 
     def getFirstSeen(self) -> int:
-        """When the first packet was seen."""
+        """When the first packet was seen, in epoch seconds."""
         return int(self._flow.first_seen)
 
     def getLastSeen(self) -> int:
-        """When the latest packet was seen."""
+        """When the latest packet was seen, in epoch seconds."""
         return int(self._flow.last_seen)
 
     def getDuration(self) -> int:
@@ -331,8 +337,12 @@ class Flow:
         return self._flow.hostname
 
     def getFacts(self) -> Facts:
-        """Everything inspection found: see `nedge.core.facts.Facts` for the fields."""
+        """Everything inspection found, as an object: its attributes are listed under Facts."""
         return self._context.facts(self._flow)
+
+    def getRisks(self) -> int:
+        """The risks that nDPI found, as a bitmap: bit n for the risk with that number. Cheap."""
+        return self._context.risks(self._flow)
 
     def getBreed(self) -> str:
         """nDPI's judgement of the protocol: Safe, Acceptable, Fun, Unsafe, Potentially Dangerous, …"""

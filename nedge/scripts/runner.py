@@ -12,7 +12,7 @@ from nedge.core.flow import Handshake
 from nedge.core.hooks import Hook, HookCall
 from nedge.core.packet import TCP
 from nedge.scripts.api import Context, Flow
-from nedge.scripts.loader import HookFunction, Script
+from nedge.scripts.loader import HookFunction, Problem, Script
 
 LOG_SECONDS = 60
 """A script's errors are logged at most once in so many seconds of flow time."""
@@ -28,6 +28,10 @@ class Runner:
     def __init__(self, scripts: list[Script]) -> None:
         """`scripts` in the order in which they run. `context` must be set before the first call."""
         self.scripts = scripts
+        self.skipped: list[Problem] = []
+        """Why scripts are not among them that should be, where that is no error."""
+        self.off: dict[str, str] = {}
+        """What switched scripts off, by key."""
         self.context: Context | None = None
         self.wants_match_packet = any(script.wants_match_packet for script in scripts)
         self._by_hook = {hook: [script for script in scripts if hook in script.hooks] for hook in Hook}
@@ -85,6 +89,7 @@ class Runner:
         script.errors += 1
         frames = [f for f in extract_tb(error.__traceback__) if f.filename == str(script.path)]
         script.last_error = f"{type(error).__name__}: {error}"
+        script.last_error_at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         last = self._logged.get(script.key)
         if last is not None and 0 <= call.now - last < LOG_SECONDS:
             return

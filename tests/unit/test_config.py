@@ -14,7 +14,7 @@ from nedge.assemble import make_directory, make_limits, make_name_lists, make_po
 from nedge.config import LOCAL_NETWORKS, SHIPPED_POLICIES, Config, ConfigError, load
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure
-from nedge.scripts.loader import load_scripts
+from nedge.scripts.loader import load_scripts, read_script
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "nedge.toml"
 
@@ -324,7 +324,7 @@ def test_unusable_country_database(write, tmp_path: Path, content: bytes | None)
 
 def uncommented() -> dict[str, Any]:
     """The example with every commented key and table in force."""
-    text = re.sub(r"^#(?=[a-z_]+ = |\[)", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=[a-z_0-9]+ = |\[|  \"|\])", "", EXAMPLE.read_text(), flags=re.MULTILINE)
     return tomllib.loads(text)
 
 
@@ -357,15 +357,15 @@ def test_example_is_the_defaults() -> None:
 
 def test_example_has_the_settings_of_every_shipped_script() -> None:
     tables = {key: value for key, value in uncommented()["scripts"].items() if isinstance(value, dict)}
-    scripts, problems = load_scripts([SHIPPED_POLICIES], {}, lambda name: 1)
-    assert problems == []
+    scripts = [read_script(path, {}, lambda name: 1) for path in sorted(SHIPPED_POLICIES.glob("*.py"))]
+    off = {"enabled": False}
     assert {key: tables[key] for key in sorted(tables)} == {
-        script.key: script.conf for script in sorted(scripts, key=lambda script: script.key)
+        script.key: ({} if script.default_enabled else off) | script.conf for script in scripts
     }
 
 
 def test_example_loads_with_everything_in_force(tmp_path: Path) -> None:
-    text = re.sub(r"^#(?=[a-z_]+ = |\[)", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=[a-z_0-9]+ = |\[|  \"|\])", "", EXAMPLE.read_text(), flags=re.MULTILINE)
     path = tmp_path / "nedge.toml"
     path.write_text(text)
     config = load(path)

@@ -3,12 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kit import (
+
+from nedge.testing import (
     CLIENT,
     CLIENT6,
     SERVER,
     T0,
-    Judged,
+    Bench,
     Packet,
     Tcp,
     Udp,
@@ -16,13 +17,11 @@ from kit import (
     dns_query,
     http_request,
     http_response,
-    judge,
+    load_script,
     ping,
     quic_initial,
     tls,
 )
-
-from nedge.core.verdict import Action
 
 HOSTS = "# malware\n198.51.100.7\n198.51.100.64/26\n2001:db8:bad::/48\n"
 DOMAINS = "malware.example\nc2.bad.example # a name only\n"
@@ -35,8 +34,10 @@ def lists(tmp_path: Path) -> str:
     return f'[lists]\nmalware_hosts = ["{tmp_path}/hosts"]\nmalware_domains = ["{tmp_path}/domains"]\n'
 
 
-def run(packets: list[Packet], toml: str, library: str = "auto") -> Judged:
-    return judge(packets, toml, ["blacklisted"], library)
+def run(packets: list[Packet], toml: str, library: str = "auto") -> Bench:
+    script = load_script("blacklisted", config=toml, library=library)
+    script.judge(packets)
+    return script
 
 
 def web(host: str) -> list[Packet]:
@@ -57,10 +58,10 @@ def web(host: str) -> list[Packet]:
 )
 def test_blacklisted_addresses(packets: list[Packet], lists: str) -> None:
     judged = run(packets, lists)
-    assert judged.statuses == ["status_blacklisted"]
-    assert judged.scores == (100, 1000, 5)
-    assert judged.verdict == "drop"
-    assert [record["alert"]["signature_id"] for record in judged.alerts] == [1]
+    assert judged.flow.statuses == ["status_blacklisted"]
+    assert judged.flow.scores == (100, 1000, 5)
+    assert judged.flow.verdict == "drop"
+    assert [alert.status for alert in judged.alerts] == ["status_blacklisted"]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,10 @@ def test_blacklisted_names(name: str, lists: str, library: str) -> None:
         (tls(name=name).packets, 3),
     ):
         judged = run(packets, lists, library)
-        assert judged.statuses == ["status_blacklisted"]
-        assert judged.scores == (100, 1000, 5)
-        assert judged.actions.index(Action.DROP) == dropped_at
-        assert judged.alerts[0]["nedge"]["info"] == {"host": name.lower(), "blacklisted.cat": True}
+        assert judged.flow.statuses == ["status_blacklisted"]
+        assert judged.flow.scores == (100, 1000, 5)
+        assert judged.actions.index("drop") == dropped_at
+        assert judged.alerts[0].info == {"host": name.lower(), "blacklisted.cat": True}
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,11 @@ def test_blacklisted_names(name: str, lists: str, library: str) -> None:
 )
 def test_others_are_left_alone(packets: list[Packet], lists: str) -> None:
     judged = run(packets, lists)
-    assert (judged.statuses, judged.scores, judged.verdict) == ([], (0, 0, 0), "pass")
+    assert (judged.flow.statuses, judged.flow.scores, judged.flow.verdict) == ([], (0, 0, 0), "pass")
 
 
 def test_without_lists_nothing_is_blacklisted() -> None:
-    assert run(ping(CLIENT, "198.51.100.7"), "").statuses == []
+    assert run(ping(CLIENT, "198.51.100.7"), "").flow.statuses == []
 
 
 def test_each_dns_query_counts_by_itself(lists: str, library: str) -> None:
@@ -111,21 +112,21 @@ def test_each_dns_query_counts_by_itself(lists: str, library: str) -> None:
         if n % 2 == 0
     ]
     judged = run(packets, lists, library)
-    assert judged.actions == [Action.PASS, Action.DROP, Action.PASS]
+    assert judged.actions == ["pass", "drop", "pass"]
 
 
 def test_each_http_request_counts(lists: str, library: str) -> None:
     session = Tcp(dport=80).handshake().client(http_request("good.example")).server(http_response())
     session.client(http_request("malware.example")).server(http_response())
-    assert run(session.packets, lists, library).actions == [Action.PASS] * 5 + [Action.DROP] * 2
+    assert run(session.packets, lists, library).actions == ["pass"] * 5 + ["drop"] * 2
 
 
 def test_the_status_blocks_whatever_the_score(lists: str) -> None:
     scores = "[scripts.blacklisted]\nscore = 10\nclient_score = 20\nserver_score = 30\n"
     judged = run(ping(CLIENT, "198.51.100.7"), lists + scores)
-    assert (judged.scores, judged.verdict) == ((10, 20, 30), "drop")
+    assert (judged.flow.scores, judged.flow.verdict) == ((10, 20, 30), "drop")
     judged = run(ping(CLIENT, "198.51.100.7"), lists + scores + "[verdict]\nblock_statuses = []")
-    assert (judged.scores, judged.verdict) == ((10, 20, 30), "pass")
+    assert (judged.flow.scores, judged.flow.verdict) == ((10, 20, 30), "pass")
 
 
 def test_with_host_scores_the_client_is_quarantined(lists: str) -> None:
@@ -133,4 +134,4 @@ def test_with_host_scores_the_client_is_quarantined(lists: str) -> None:
         ping(CLIENT, "198.51.100.7") + ping(CLIENT, SERVER, T0 + 1) + ping("192.168.1.11", SERVER, T0 + 2)
     )
     judged = run(packets, lists + "[verdict]\nhost_drop_score = 1000")
-    assert judged.actions == [Action.DROP] * 4 + [Action.PASS] * 2
+    assert judged.actions == ["drop"] * 4 + ["pass"] * 2

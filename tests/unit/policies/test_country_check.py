@@ -1,21 +1,21 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
-from kit import CLIENT, CLIENT6, Judged, Packet, dns, judge, ping, tls, write_countries
+
+from nedge.testing import CLIENT, CLIENT6, Bench, ConfigError, Packet, dns, load_script, make_flow, ping, tls
 
 COUNTRIES = {"198.51.100.0/24": "KP", "203.0.113.0/24": "DE", "192.0.2.0/24": "IR", "2001:db8:1::/48": "KP"}
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> str:
-    path = write_countries(tmp_path / "country.mmdb", COUNTRIES)
-    return f'[geoip]\ncountry_database = "{path}"\n'
+LISTED = {"countries": ["KP", "ir"]}
 
 
-def run(packets: list[Packet], toml: str) -> Judged:
-    return judge(packets, toml, ["country_check"])
+def run(packets: list[Packet], settings: dict[str, Any], countries: dict[str, str] = COUNTRIES) -> Bench:
+    script = load_script("country_check", settings=settings, countries=countries)
+    script.judge(packets)
+    return script
 
 
 @pytest.mark.parametrize(
@@ -29,12 +29,12 @@ def run(packets: list[Packet], toml: str) -> Judged:
         (dns("example.com", server="198.51.100.1").packets, {"server": "KP"}),
     ],
 )
-def test_listed_countries_are_blocked(packets: list[Packet], info: dict[str, str], database: str) -> None:
-    judged = run(packets, database + '[scripts.country_check]\ncountries = ["KP", "ir"]')
-    assert judged.statuses == ["status_blacklisted_country"]
-    assert judged.scores == (100, 10, 10)
-    assert judged.verdict == "drop"
-    assert [record["nedge"]["info"] for record in judged.alerts] == [info]
+def test_listed_countries_are_blocked(packets: list[Packet], info: dict[str, str]) -> None:
+    judged = run(packets, LISTED)
+    assert judged.flow.statuses == ["status_blacklisted_country"]
+    assert judged.flow.scores == (100, 10, 10)
+    assert judged.flow.verdict == "drop"
+    assert [alert.info for alert in judged.alerts] == [info]
 
 
 @pytest.mark.parametrize(
@@ -47,21 +47,32 @@ def test_listed_countries_are_blocked(packets: list[Packet], info: dict[str, str
         tls().packets,
     ],
 )
-def test_others_are_left_alone(packets: list[Packet], database: str) -> None:
-    judged = run(packets, database + '[scripts.country_check]\ncountries = ["KP", "ir"]')
-    assert (judged.statuses, judged.scores, judged.verdict) == ([], (0, 0, 0), "pass")
+def test_others_are_left_alone(packets: list[Packet]) -> None:
+    judged = run(packets, LISTED)
+    assert (judged.flow.statuses, judged.flow.scores, judged.flow.verdict) == ([], (0, 0, 0), "pass")
 
 
-def test_nothing_happens_by_default(database: str) -> None:
-    assert run(ping(CLIENT, "198.51.100.1"), database).statuses == []
+def test_without_countries_it_is_off() -> None:
+    with pytest.raises(ConfigError, match="is off"):
+        run([], {})
+
+
+@pytest.mark.parametrize("code", ["KPX", "", "K1", "North Korea"])
+def test_what_is_no_country_is_told(code: str) -> None:
+    with pytest.raises(ConfigError, match=r"countries: found .*; allowed are codes of two letters"):
+        run([], {"countries": ["KP", code]})
 
 
 def test_nothing_happens_without_a_database() -> None:
-    assert run(ping(CLIENT, "198.51.100.1"), '[scripts.country_check]\ncountries = ["KP"]').statuses == []
+    assert run(ping(CLIENT, "198.51.100.1"), LISTED, {}).flow.statuses == []
 
 
-def test_a_low_score_only_alerts(database: str) -> None:
-    judged = run(
-        ping(CLIENT, "198.51.100.1"), database + '[scripts.country_check]\ncountries = ["KP"]\nscore = 99'
-    )
-    assert (len(judged.alerts), judged.verdict) == (1, "pass")
+def test_a_low_score_only_alerts() -> None:
+    judged = run(ping(CLIENT, "198.51.100.1"), LISTED | {"score": 99})
+    assert (len(judged.alerts), judged.flow.verdict) == (1, "pass")
+
+
+def test_a_made_flow() -> None:
+    script = load_script("country_check", settings=LISTED, countries=COUNTRIES)
+    assert script.run(make_flow("TLS", server="198.51.100.1")).verdict == "drop"
+    assert script.run(make_flow("TLS", server="203.0.113.1")).verdict == "pass"

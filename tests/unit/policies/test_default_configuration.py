@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
-from kit import (
+
+from nedge.scripts.loader import read_script
+from nedge.testing import (
+    ACK,
     CLIENT,
     CLIENT6,
+    RST,
     SERVER,
     SERVER6,
+    SHIPPED_POLICIES,
     SYN,
     T0,
+    Bench,
     Packet,
     Tcp,
     Udp,
-    bench,
     certificate,
     dns,
     dns_query,
     http_request,
     http_response,
-    judge,
+    load_script,
     merge,
     noise,
     ping,
@@ -31,10 +35,17 @@ from kit import (
     tls,
 )
 
-from nedge.config import SHIPPED_POLICIES
-from nedge.scripts import Flow
-
 POLICIES = sorted(path.stem for path in SHIPPED_POLICIES.glob("*.py"))
+SCRIPTS = {key: read_script(SHIPPED_POLICIES / f"{key}.py", {}, lambda name: 1) for key in POLICIES}
+NEEDED: dict[str, dict[str, str]] = {
+    "blocked_hostname": {"domains": '["blocked.example"]'},
+    "country_check": {"countries": '["KP"]'},
+    "unexpected_dhcp": {"servers": '["192.168.1.1"]'},
+    "unexpected_dns": {"servers": '["192.168.1.1"]'},
+    "unexpected_ntp": {"servers": '["192.168.1.1"]'},
+    "unexpected_smtp": {"servers": '["192.168.1.1"]'},
+}
+"""Settings without which a policy is off."""
 EXPIRED = certificate(("old.example.org",), T0 - 100_000, T0 - 50_000)
 
 ORDINARY: dict[str, list[Packet]] = {
@@ -60,21 +71,48 @@ ORDINARY: dict[str, list[Packet]] = {
     "ssdp": Udp(CLIENT, "239.255.255.250", dport=1900).client(b"M-SEARCH * HTTP/1.1\r\n\r\n").packets,
     "unknown tcp": Tcp(dport=47123).handshake().client(noise(200)).server(noise(200, 1)).packets,
     "unknown udp": Udp(dport=47123).client(noise(200)).server(noise(200, 1)).packets,
+    "browsing": merge(
+        *(
+            tls("1.3", f"www{n}.example.com", server=f"203.0.113.{n}", sport=41000 + n, start=T0 + n).packets
+            for n in range(30)
+        )
+    ),
+    "ntp": Udp(dport=123).client(b"\x23" + bytes(47)).server(b"\x24" + bytes(47)).packets,
+    "mail": Tcp(dport=25).handshake().turns([("s", b"220 a ESMTP\r\n"), ("c", b"EHLO b\r\n")]).packets,
+    "a page from a port of its own": Tcp(dport=8080).handshake().client(http_request("example.com")).packets,
+    "five refused connections": merge(
+        *(
+            Tcp(dport=n + 1, sport=5000 + n).segment("c", SYN).segment("s", RST | ACK).packets
+            for n in range(5)
+        )
+    ),
     "mid-stream": Tcp().client(noise(500)).server(noise(500)).packets,
 }
 
+OLD, EXPIRED_STATUS = "status_tls_old_protocol_version", "status_tls_certificate_expired"
+OTHER_NAME, SELF_SIGNED = "status_tls_certificate_mismatch", "status_tls_certificate_selfsigned"
+APPLIANCE = certificate(("appliance.example",), T0 - 100_000, T0 - 50_000, issuer="")
+
 # Traffic with a flaw that is told of, but does not block.
 FLAWED: dict[str, tuple[list[Packet], list[str]]] = {
-    "old tls": (tls("1.0").packets, ["status_tls_old_protocol_version"]),
-    "expired": (tls("1.2", cert=EXPIRED).packets, ["status_tls_certificate_expired"]),
-    "old and expired": (
-        tls("1.0", cert=EXPIRED).packets,
-        ["status_tls_certificate_expired", "status_tls_old_protocol_version"],
+    "old tls": (tls("1.0").packets, [OLD]),
+    "expired": (tls("1.2", "old.example.org", cert=EXPIRED).packets, [EXPIRED_STATUS]),
+    "old and expired": (tls("1.0", "old.example.org", cert=EXPIRED).packets, [EXPIRED_STATUS, OLD]),
+    "another name": (tls(name="www.example.com").packets, [OTHER_NAME]),
+    "self-signed": (tls(cert=certificate(issuer="")).packets, [SELF_SIGNED]),
+    "an old appliance": (
+        tls("1.0", "www.example.com", cert=APPLIANCE).packets,
+        [EXPIRED_STATUS, OTHER_NAME, OLD, SELF_SIGNED],
     ),
-    "dangerous, old and expired": (
-        tls("1.0", "pastebin.com", cert=EXPIRED).packets,
-        ["status_potentially_dangerous", "status_tls_certificate_expired", "status_tls_old_protocol_version"],
+    "dangerous, old and of another name": (
+        tls("1.0", "pastebin.com").packets,
+        ["status_potentially_dangerous", OTHER_NAME, OLD],
     ),
+    "a program over http": (
+        Tcp(dport=80).handshake().client(http_request("example.com", "/setup.exe")).packets,
+        ["status_suspicious_file_transfer"],
+    ),
+    "a big ping": (ping(payload=noise(1400)), ["status_data_exfiltration"]),
     "transit": (ping(SERVER, "198.51.100.1"), ["status_remote_to_remote"]),
     "nobody there": (Udp(dport=47123).client(noise(50)).packets, ["status_udp_unidirectional"]),
 }
@@ -82,20 +120,31 @@ FLAWED: dict[str, tuple[list[Packet], list[str]]] = {
 
 @pytest.mark.parametrize("packets", ORDINARY.values(), ids=ORDINARY)
 def test_ordinary_traffic_passes(packets: list[Packet], library: str) -> None:
-    judged = judge(packets, library=library, until=T0 + 300)
-    assert not any(judged.actions)
-    assert {record["nedge"]["verdict"] for record in judged.flows} == {"pass"}
-    statuses = {name for record in judged.flows for name in record["nedge"]["status"]}
+    script = load_script(SHIPPED_POLICIES, library=library)
+    flows = script.judge(packets, until=T0 + 300)
+    assert set(script.actions) == {"pass"}
+    assert {flow.verdict for flow in flows} == {"pass"}
+    statuses = {name for flow in flows for name in flow.statuses}
     assert statuses <= {"status_udp_unidirectional"}
 
 
 @pytest.mark.parametrize(("packets", "statuses"), FLAWED.values(), ids=FLAWED)
 def test_flawed_traffic_alerts_and_passes(packets: list[Packet], statuses: list[str], library: str) -> None:
-    judged = judge(packets, library=library, until=T0 + 300)
-    assert judged.statuses == statuses
-    assert judged.alerts
-    assert judged.verdict == "pass"
-    assert not any(judged.actions)
+    script = load_script(SHIPPED_POLICIES, library=library)
+    (flow,) = script.judge(packets, until=T0 + 300)
+    assert flow.statuses == statuses
+    assert flow.alerts
+    assert flow.verdict == "pass"
+    assert set(script.actions) == {"pass"}
+
+
+def all_on(library: str = "auto") -> Bench:
+    """Every policy, also those that are off by default, or while nothing is configured."""
+    config = "".join(
+        f"[scripts.{policy}]\n" + "".join(f"{name} = {value}\n" for name, value in NEEDED[policy].items())
+        for policy in NEEDED
+    )
+    return load_script(*POLICIES, config=config, library=library)
 
 
 def test_no_script_fails(library: str) -> None:
@@ -104,23 +153,19 @@ def test_no_script_fails(library: str) -> None:
         [packet._replace(time=packet.time + n * 100) for packet in packets]
         for n, packets in enumerate([*ORDINARY.values(), *flawed])
     ]
-    with bench(library=library) as made:
-        made.feed(merge(*flows))
-        made.engine.finish(T0 + 10_000)
-    assert made.engine.counters.script_errors == 0
-    assert sorted(script.key for script in made.assembly.runner.scripts) == POLICIES
+    script = all_on(library)
+    script.judge(merge(*flows), until=T0 + 10_000)  # raises if a script does
+    assert script.engine.counters.script_errors == 0
+    assert sorted(each.key for each in script.scripts) == POLICIES
 
 
-def test_nothing_is_unknown_to_either_ndpi(library: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with bench(library=library):
-        pass
-    assert "skipped" not in "".join(capfd.readouterr())
+def test_nothing_is_unknown_to_either_ndpi(library: str) -> None:
+    assert all_on(library).assembly.runner.skipped == []
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_each_policy_is_a_tutorial(policy: str) -> None:
-    with bench(scripts=[policy]) as made:
-        (script,) = made.assembly.runner.scripts
+    script = SCRIPTS[policy]
     assert script.title not in ("", policy)
     assert script.category in ("security", "network")
     paragraphs = script.description.split("\n\n")
@@ -128,29 +173,8 @@ def test_each_policy_is_a_tutorial(policy: str) -> None:
     settings = set(script.conf) - {"score", "client_score", "server_score"}
     assert {name for name in settings if f"`{name}`" not in script.description} == set()
     assert len((SHIPPED_POLICIES / f"{policy}.py").read_text().splitlines()) <= 90
-
-
-README = (SHIPPED_POLICIES / "README.md").read_text()
-
-
-def test_the_example_of_the_readme_does_what_it_says(library: str) -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    for server, verdict in ((SERVER, "drop"), ("192.168.1.22", "pass")):
-        packets = Tcp(CLIENT, server, dport=22).handshake().turns(ssh_turns()).packets
-        assert judge(packets, scripts={"ssh": source}, library=library).verdict == verdict
-    assert judge(tls().packets, scripts={"ssh": source}, library=library).verdict == "pass"
-
-
-def test_the_readme_lists_every_policy_with_its_score() -> None:
-    with bench() as made:
-        scores = {script.key: script.conf["score"] for script in made.assembly.runner.scripts}
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+)[^|]*\|$", README, re.MULTILINE)
-    assert {key: int(score) for key, score in rows} == scores
-
-
-@pytest.mark.parametrize("name", [name for name in dir(Flow) if not name.startswith("_")])
-def test_the_readme_lists_every_function(name: str) -> None:
-    assert re.search(rf"\b{name}\b", README)
+    told_off = "Off by default" in script.description
+    assert told_off is not script.default_enabled
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -5,30 +5,30 @@ import hashlib
 import struct
 
 import pytest
-from kit import (
+
+from nedge.testing import (
     CLIENT,
     T0,
-    Judged,
+    Bench,
     Packet,
     Tcp,
     Udp,
-    bench,
     dns,
     dns_query,
     http_request,
-    judge,
+    load_script,
     merge,
     ping,
     tls,
 )
 
-from nedge.core.hooks import Hook
-
 POLICY = "dns_exfiltration"
 
 
-def run(packets: list[Packet], settings: str = "", library: str = "auto") -> Judged:
-    return judge(packets, f"[scripts.{POLICY}]\n{settings}", [POLICY], library)
+def run(packets: list[Packet], settings: str = "", library: str = "auto") -> Bench:
+    script = load_script(POLICY, config=f"[scripts.{POLICY}]\n{settings}", library=library)
+    script.judge(packets)
+    return script
 
 
 def ask(*names: str, client: str = CLIENT, start: float = T0, gap: float = 0.01) -> list[Packet]:
@@ -39,9 +39,9 @@ def ask(*names: str, client: str = CLIENT, start: float = T0, gap: float = 0.01)
     return talk.packets
 
 
-def found(judged: Judged) -> list[set[str]]:
+def found(judged: Bench) -> list[set[str]]:
     """What each alert found, beside the query."""
-    return [set(record["nedge"]["info"]) - {"query"} for record in judged.alerts]
+    return [set(alert.info) - {"query"} for alert in judged.alerts]
 
 
 def named(length: int, labels: int = 4) -> str:
@@ -73,11 +73,11 @@ def encoded(size: int, domain: str = "t.example.com") -> str:
 )
 def test_suspicious_queries(name: str, what: set[str], library: str) -> None:
     judged = run(ask(name), "", library)
-    assert judged.statuses == ["status_dns_data_exfiltration"]
-    assert judged.scores == (50, 50, 0)
-    assert judged.verdict == "pass"
+    assert judged.flow.statuses == ["status_dns_data_exfiltration"]
+    assert judged.flow.scores == (50, 50, 0)
+    assert judged.flow.verdict == "pass"
     assert found(judged) == [what]
-    assert judged.alerts[0]["nedge"]["info"]["query"] == name
+    assert judged.alerts[0].info["query"] == name
 
 
 ORDINARY = [
@@ -101,7 +101,7 @@ ORDINARY = [
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_queries(name: str, library: str) -> None:
     judged = run(dns(name).packets, "", library)
-    assert (judged.statuses, judged.scores) == ([], (0, 0, 0))
+    assert (judged.flow.statuses, judged.flow.scores) == ([], (0, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -113,17 +113,17 @@ def test_ordinary_queries(name: str, library: str) -> None:
     ],
 )
 def test_only_dns_is_looked_at(packets: list[Packet]) -> None:
-    assert run(packets).statuses == []
+    assert run(packets).flow.statuses == []
 
 
 @pytest.mark.parametrize(("length", "fires"), [(119, False), (120, False), (121, True), (200, True)])
 def test_the_length_to_the_character(length: int, fires: bool) -> None:
-    assert bool(run(ask(named(length, 6))).statuses) is fires
+    assert bool(run(ask(named(length, 6))).flow.statuses) is fires
 
 
 @pytest.mark.parametrize(("labels", "fires"), [(9, False), (10, False), (11, True), (20, True)])
 def test_the_labels_to_the_label(labels: int, fires: bool) -> None:
-    assert bool(run(ask(named(100, labels))).statuses) is fires
+    assert bool(run(ask(named(100, labels))).flow.statuses) is fires
 
 
 @pytest.mark.parametrize(
@@ -136,26 +136,28 @@ def test_the_labels_to_the_label(labels: int, fires: bool) -> None:
     ],
 )
 def test_randomness(text: str, fires: bool) -> None:
-    assert bool(run(ask(f"{text}.example.com")).statuses) is fires
+    assert bool(run(ask(f"{text}.example.com")).flow.statuses) is fires
 
 
 def test_limits_are_configured() -> None:
     assert found(run(ask("abc.example.com"), "max_length = 14")) == [{"length"}]
     assert found(run(ask("abc.example.com"), "max_labels = 2")) == [{"labels"}]
     assert found(run(ask("abc.example.com"), "min_random = 3\nmax_entropy = 1.5")) == [{"entropy"}]
-    assert run(ask(encoded(60)), 'ignore = ["example.com"]').statuses == []
-    assert run(ask(encoded(60)), 'ignore = ["other.example"]').statuses == ["status_dns_data_exfiltration"]
+    assert run(ask(encoded(60)), 'ignore = ["example.com"]').flow.statuses == []
+    assert run(ask(encoded(60)), 'ignore = ["other.example"]').flow.statuses == [
+        "status_dns_data_exfiltration"
+    ]
 
 
 def test_every_query_of_a_flow_is_looked_at(library: str) -> None:
     judged = run(ask("www.example.com", "example.org", encoded(60)), "", library)
-    assert judged.statuses == ["status_dns_data_exfiltration"]
+    assert judged.flow.statuses == ["status_dns_data_exfiltration"]
 
 
 def test_queries_over_tcp(library: str) -> None:
     message = dns_query(encoded(60))
     session = Tcp(dport=53).handshake().client(struct.pack("!H", len(message)) + message)
-    assert run(session.packets, "", library).statuses == ["status_dns_data_exfiltration"]
+    assert run(session.packets, "", library).flow.statuses == ["status_dns_data_exfiltration"]
 
 
 # The volume: 10 characters a query
@@ -172,7 +174,7 @@ def below(domain: str, count: int, first: int = 0) -> list[str]:
 @pytest.mark.parametrize(("count", "fires"), [(9, False), (10, False), (11, True)])
 def test_the_volume_to_the_character(count: int, fires: bool) -> None:
     judged = run(ask(*below("example.com", count)), "max_volume = 100")
-    assert bool(judged.statuses) is fires
+    assert bool(judged.flow.statuses) is fires
     assert found(judged) == ([{"volume"}] if fires else [])
 
 
@@ -180,7 +182,7 @@ def test_the_volume_is_over_all_flows_of_a_client() -> None:
     names = below("example.com", 11)
     flows = [dns(name, sport=5000 + n, start=T0 + n).packets for n, name in enumerate(names)]
     judged = run(merge(*flows), "max_volume = 100")
-    assert [bool(record["nedge"]["score"]) for record in judged.flows].count(True) == 1
+    assert [bool(flow.score) for flow in judged.flows].count(True) == 1
 
 
 @pytest.mark.parametrize(
@@ -201,24 +203,22 @@ def test_what_does_not_count_together(packets: list[Packet]) -> None:
 @pytest.mark.parametrize("domain", ["example.com", "example.co.uk"])
 def test_subdomains_count_together(domain: str) -> None:
     names = [f"{name.partition('.')[0]}.sub{n}.{domain}" for n, name in enumerate(below(domain, 8))]
-    assert run(ask(*names), "max_volume = 100").statuses == ["status_dns_data_exfiltration"]
+    assert run(ask(*names), "max_volume = 100").flow.statuses == ["status_dns_data_exfiltration"]
 
 
 def test_memory_is_of_this_minute_only() -> None:
-    with bench("", [POLICY]) as made:
-        (script,) = made.assembly.runner.scripts
-        module = script.hooks[Hook.PROTOCOL_DETECTED].__globals__
-        made.feed(ask(*below("example.com", 20)))
-        assert len(module["seen"]) == 20
-        made.feed(dns("www.example.net", start=T0 + 61).packets)
-        assert module["seen"] == {(f"{CLIENT}@0", "example.net", "www")}
-        assert dict(module["totals"]) == {(f"{CLIENT}@0", "example.net"): 3}
-        module["MAX_SEEN"] = 5
-        made.feed(ask(*below("example.com", 20), start=T0 + 62))
-        assert len(module["seen"]) <= 5
-        made.engine.finish(T0 + 63)
+    script = load_script(POLICY)
+    memory = script.variables
+    script.feed(ask(*below("example.com", 20)))
+    assert len(memory["seen"]) == 20
+    script.feed(dns("www.example.net", start=T0 + 61).packets)
+    assert memory["seen"] == {(f"{CLIENT}@0", "example.net", "www")}
+    assert dict(memory["totals"]) == {(f"{CLIENT}@0", "example.net"): 3}
+    memory["MAX_SEEN"] = 5
+    script.feed(ask(*below("example.com", 20), start=T0 + 62))
+    assert len(memory["seen"]) <= 5
 
 
 def test_it_blocks_if_so_configured() -> None:
     judged = run(ask("www.example.com", encoded(60), "www.example.org"), "score = 100")
-    assert [bool(action) for action in judged.actions] == [False, True, False]
+    assert judged.actions == ["pass", "drop", "pass"]

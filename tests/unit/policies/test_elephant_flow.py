@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import pytest
-from kit import CLIENT, SERVER, T0, Judged, Packet, Tcp, Udp, judge, noise, ping
+
+from nedge.testing import CLIENT, SERVER, T0, Bench, Packet, Tcp, Udp, load_script, noise, ping
 
 OUT, IN = "status_elephant_local_to_remote", "status_elephant_remote_to_local"
 HEADERS = 28  # IPv4 and UDP
 LIMITS = "local_to_remote = 1000\nremote_to_local = 2000"
 
 
-def run(packets: list[Packet], settings: str = LIMITS, *, until: float | None = None) -> Judged:
-    return judge(packets, f"[scripts.elephant_flow]\n{settings}", ["elephant_flow"], until=until)
+def run(packets: list[Packet], settings: str = LIMITS, *, until: float | None = None) -> Bench:
+    script = load_script("elephant_flow", config=f"[scripts.elephant_flow]\n{settings}")
+    script.judge(packets, until=until)
+    return script
 
 
 def flow(sent: int, received: int, client: str = CLIENT, server: str = SERVER) -> list[Packet]:
@@ -38,9 +41,9 @@ def flow(sent: int, received: int, client: str = CLIENT, server: str = SERVER) -
 )
 def test_thresholds_to_the_byte(sent: int, received: int, statuses: list[str]) -> None:
     judged = run(flow(sent, received))
-    assert judged.statuses == statuses
-    assert judged.scores == (10 * len(statuses), 10 * len(statuses), 0)
-    assert judged.verdict == "pass"
+    assert judged.flow.statuses == statuses
+    assert judged.flow.scores == (10 * len(statuses), 10 * len(statuses), 0)
+    assert judged.flow.verdict == "pass"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_thresholds_to_the_byte(sent: int, received: int, statuses: list[str]) -
     [(1999, 999, []), (2000, 50, [IN]), (50, 1000, [OUT]), (2000, 1000, [OUT, IN])],
 )
 def test_flows_that_the_remote_side_opened(sent: int, received: int, statuses: list[str]) -> None:
-    assert run(flow(sent, received, SERVER, CLIENT)).statuses == statuses
+    assert run(flow(sent, received, SERVER, CLIENT)).flow.statuses == statuses
 
 
 @pytest.mark.parametrize(
@@ -56,12 +59,12 @@ def test_flows_that_the_remote_side_opened(sent: int, received: int, statuses: l
     [(CLIENT, "192.168.1.11"), (CLIENT, "10.0.0.1"), (SERVER, "198.51.100.1"), ("fd00::1", "fd00::2")],
 )
 def test_only_between_local_and_remote(client: str, server: str) -> None:
-    assert run(flow(60000, 60000, client, server)).statuses == []
+    assert run(flow(60000, 60000, client, server)).flow.statuses == []
 
 
 def test_ordinary_flows_are_no_elephants() -> None:
-    assert run(flow(60000, 60000), "").statuses == []
-    assert run(ping(), "").statuses == []
+    assert run(flow(60000, 60000), "").flow.statuses == []
+    assert run(ping(), "").flow.statuses == []
 
 
 def test_the_default_thresholds() -> None:
@@ -69,8 +72,8 @@ def test_the_default_thresholds() -> None:
     big = Udp(dport=47123).client(noise(65000)).packets[0]
     count = (1 << 30) // len(big.data)
     few = [big._replace(time=T0 + n / 1000) for n in range(count)]
-    assert run(few, "").statuses == []
-    assert run([*few, few[-1]], "").statuses == [OUT]
+    assert run(few, "").flow.statuses == []
+    assert run([*few, few[-1]], "").flow.statuses == [OUT]
 
 
 @pytest.mark.parametrize(("settings", "statuses"), [
@@ -79,7 +82,7 @@ def test_the_default_thresholds() -> None:
     ("local_to_remote = 0\nremote_to_local = 0", []),
 ])  # fmt: skip
 def test_0_switches_a_way_off(settings: str, statuses: list[str]) -> None:
-    assert run(flow(5000, 5000), settings).statuses == statuses
+    assert run(flow(5000, 5000), settings).flow.statuses == statuses
 
 
 def test_it_is_told_while_the_flow_lives() -> None:
@@ -88,14 +91,13 @@ def test_it_is_told_while_the_flow_lives() -> None:
         session.client(noise(500, n)).wait(5)
     judged = run(session.packets, until=T0 + 200)
     (alert,) = judged.alerts
-    assert judged.statuses == [OUT]
-    assert alert["timestamp"] < judged.flow["flow"]["end"]
+    assert judged.flow.statuses == [OUT]
+    assert alert.time < judged.flow.last_seen
 
 
 def test_it_blocks_if_so_configured() -> None:
     packets = [packet._replace(time=T0 + 20 * n) for n, packet in enumerate(flow(1200, 0) * 5)]
     judged = run(packets, LIMITS + "\nscore = 100")
-    assert judged.verdict == "drop"
-    assert [bool(action) for action in judged.actions] == sorted(bool(action) for action in judged.actions)
-    assert not judged.actions[0]
-    assert judged.actions[-1]
+    assert judged.flow.verdict == "drop"
+    assert judged.actions == sorted(judged.actions, reverse=True)  # passes, then drops
+    assert (judged.actions[0], judged.actions[-1]) == ("pass", "drop")

@@ -4,9 +4,19 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from kit import T0, Judged, Packet, Tcp, bench, client_hello, dns, http_request, judge, ping, tls
 
-from nedge.core.verdict import Action
+from nedge.testing import (
+    Bench,
+    Packet,
+    ScriptError,
+    Tcp,
+    client_hello,
+    dns,
+    http_request,
+    load_script,
+    ping,
+    tls,
+)
 
 GREASE = {n << 8 | n for n in range(0x0A, 0x100, 0x10)}
 SNI, GROUPS, POINT_FORMATS, SIGNATURES, ALPN, VERSIONS = 0, 10, 11, 13, 16, 43
@@ -67,21 +77,25 @@ def listed(library: str) -> str:
     return Hello(HELLO).ja3() if library == "system" else Hello(HELLO).ja4()
 
 
-def run(toml: str, library: str, packets: list[Packet] | None = None) -> Judged:
+def run(toml: str, library: str, packets: list[Packet] | None = None) -> Bench:
     packets = packets or Tcp().handshake().client(HELLO).packets
-    return judge(packets, f"[scripts.malicious_signature]\n{toml}", ["malicious_signature"], library)
+    script = load_script(
+        "malicious_signature", config=f"[scripts.malicious_signature]\n{toml}", library=library
+    )
+    script.judge(packets)
+    return script
 
 
 def test_a_listed_signature_is_blocked(listed: str, library: str) -> None:
     judged = run(f'signatures = ["0123456789abcdef0123456789abcdef", "{listed}"]', library)
-    assert judged.statuses == ["status_malicious_signature"]
-    assert judged.scores == (100, 100, 5)
-    assert judged.actions == [Action.PASS] * 3 + [Action.DROP]
-    assert [list(record["nedge"]["info"].values()) for record in judged.alerts] == [[listed]]
+    assert judged.flow.statuses == ["status_malicious_signature"]
+    assert judged.flow.scores == (100, 100, 5)
+    assert judged.actions == ["pass"] * 3 + ["drop"]
+    assert [list(alert.info.values()) for alert in judged.alerts] == [[listed]]
 
 
 def test_in_any_case(listed: str, library: str) -> None:
-    assert run(f'signatures = ["{listed.upper()}"]', library).statuses == ["status_malicious_signature"]
+    assert run(f'signatures = ["{listed.upper()}"]', library).flow.statuses == ["status_malicious_signature"]
 
 
 CSV = [
@@ -97,26 +111,26 @@ CSV = [
 def test_files(text: str, listed: str, library: str, tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text(text.format(listed))
-    assert run(f'files = ["{path}"]', library).statuses == ["status_malicious_signature"]
+    assert run(f'files = ["{path}"]', library).flow.statuses == ["status_malicious_signature"]
 
 
 def test_files_in_any_case(listed: str, library: str, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"{listed.upper()}\n")
-    assert run(f'files = ["{tmp_path}/list"]', library).statuses == ["status_malicious_signature"]
+    assert run(f'files = ["{tmp_path}/list"]', library).flow.statuses == ["status_malicious_signature"]
 
 
 def test_several_files_and_signatures(listed: str, library: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("aaaa\n")
     (tmp_path / "b").write_text(f"{listed}\n")
     toml = f'signatures = ["cccc"]\nfiles = ["{tmp_path}/a", "{tmp_path}/b"]'
-    assert run(toml, library).statuses == ["status_malicious_signature"]
+    assert run(toml, library).flow.statuses == ["status_malicious_signature"]
 
 
 def test_others_are_left_alone(listed: str, library: str, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"# {listed}\n0123456789abcdef0123456789abcdef,{listed}\n")
     for toml in ("", "signatures = []", 'signatures = ["abcd", ""]', f'files = ["{tmp_path}/list"]'):
         judged = run(toml, library)
-        assert (judged.statuses, judged.scores, judged.verdict) == ([], (0, 0, 0), "pass")
+        assert (judged.flow.statuses, judged.flow.scores, judged.flow.verdict) == ([], (0, 0, 0), "pass")
 
 
 def test_what_has_no_fingerprint_matches_nothing(library: str) -> None:
@@ -125,22 +139,21 @@ def test_what_has_no_fingerprint_matches_nothing(library: str) -> None:
         dns("example.com").packets,
         Tcp(dport=80).handshake().client(http_request("a.example")).packets,
     ):
-        assert run('signatures = ["", "x"]', library, packets).statuses == []
+        assert run('signatures = ["", "x"]', library, packets).flow.statuses == []
 
 
 def test_another_client_has_another_fingerprint(listed: str, library: str) -> None:
-    assert run(f'signatures = ["{listed}"]', library, tls("1.0").packets).statuses == []
+    assert run(f'signatures = ["{listed}"]', library, tls("1.0").packets).flow.statuses == []
 
 
 def test_a_low_score_only_alerts(listed: str, library: str) -> None:
     judged = run(f'signatures = ["{listed}"]\nscore = 99', library)
-    assert (len(judged.alerts), judged.verdict) == (1, "pass")
+    assert (len(judged.alerts), judged.flow.verdict) == (1, "pass")
 
 
 def test_a_missing_file_is_a_counted_error(tmp_path: Path) -> None:
-    toml = f'[scripts.malicious_signature]\nfiles = ["{tmp_path}/none"]'
-    with bench(toml, ["malicious_signature"]) as made:
-        made.feed(Tcp().handshake().client(HELLO).packets)
-        made.engine.finish(T0 + 1)
-    assert made.engine.counters.script_errors >= 1
-    assert made.judged.verdict == "pass"
+    script = load_script("malicious_signature", settings={"files": [f"{tmp_path}/none"]})
+    with pytest.raises(ScriptError, match=r"malicious_signature\.py:\d+: FileNotFoundError: .*/none"):
+        script.feed(Tcp().handshake().client(HELLO).packets)
+    assert script.engine.counters.script_errors == 1
+    assert script.flow.verdict == "pass"

@@ -1,7 +1,21 @@
 from __future__ import annotations
 
 import pytest
-from kit import Judged, Packet, Tcp, Udp, dns, http_request, judge, noise, ping, quic_initial, ssh_turns, tls
+
+from nedge.testing import (
+    Bench,
+    Packet,
+    Tcp,
+    Udp,
+    dns,
+    http_request,
+    load_script,
+    noise,
+    ping,
+    quic_initial,
+    ssh_turns,
+    tls,
+)
 
 GNUTELLA = b"GNUTELLA CONNECT/0.6\r\nUser-Agent: LimeWire/4.18\r\nX-Ultrapeer: False\r\n\r\n"
 SMB1 = b"\x00\x00\x00\x2f\xffSMB\x73" + bytes(42)  # session setup
@@ -14,8 +28,10 @@ FTP = [
 ]
 
 
-def run(packets: list[Packet], toml: str = "", library: str = "auto") -> Judged:
-    return judge(packets, toml, ["potentially_dangerous"], library)
+def run(packets: list[Packet], toml: str = "", library: str = "auto") -> Bench:
+    script = load_script("potentially_dangerous", config=toml, library=library)
+    script.judge(packets)
+    return script
 
 
 @pytest.mark.parametrize(
@@ -28,10 +44,10 @@ def run(packets: list[Packet], toml: str = "", library: str = "auto") -> Judged:
 )
 def test_dangerous_protocols(packets: list[Packet], protocol: str, breed: str, library: str) -> None:
     judged = run(packets, "", library)
-    assert judged.statuses == ["status_potentially_dangerous"]
-    assert judged.scores == (30, 30, 10)
-    assert judged.verdict == "pass"
-    (info,) = [record["nedge"]["info"] for record in judged.alerts]
+    assert judged.flow.statuses == ["status_potentially_dangerous"]
+    assert judged.flow.scores == (30, 30, 10)
+    assert judged.flow.verdict == "pass"
+    (info,) = [alert.info for alert in judged.alerts]
     assert info["breed"] == breed
     assert info["protocol"].endswith(protocol)
 
@@ -51,7 +67,7 @@ def test_dangerous_protocols(packets: list[Packet], protocol: str, breed: str, l
     ],
 )
 def test_others_are_left_alone(packets: list[Packet], library: str) -> None:
-    assert (run(packets, "", library).statuses, run(packets, "", library).scores) == ([], (0, 0, 0))
+    assert (run(packets, "", library).flow.statuses, run(packets, "", library).flow.scores) == ([], (0, 0, 0))
 
 
 @pytest.mark.parametrize(
@@ -71,9 +87,9 @@ def test_breeds_are_configured(breeds: str, fires: set[str], library: str) -> No
         "smb": Tcp(dport=445).handshake().client(SMB1).packets,
     }
     toml = f"[scripts.potentially_dangerous]\nbreeds = {breeds}"
-    assert {name for name, packets in flows.items() if run(packets, toml, library).statuses} == fires
+    assert {name for name, packets in flows.items() if run(packets, toml, library).flow.statuses} == fires
 
 
 def test_it_blocks_if_so_configured(library: str) -> None:
     toml = "[scripts.potentially_dangerous]\nscore = 100"
-    assert run(tls(name="pastebin.com").packets, toml, library).verdict == "drop"
+    assert run(tls(name="pastebin.com").packets, toml, library).flow.verdict == "drop"

@@ -1,13 +1,29 @@
 from __future__ import annotations
 
 import pytest
-from kit import CLIENT, CLIENT6, SERVER, SERVER6, Judged, Packet, Udp, dns, dns_query, judge, ping, tls
+
+from nedge.testing import (
+    CLIENT,
+    CLIENT6,
+    SERVER,
+    SERVER6,
+    Bench,
+    Packet,
+    Udp,
+    dns,
+    dns_query,
+    load_script,
+    ping,
+    tls,
+)
 
 OTHER, OTHER6 = "198.51.100.9", "2001:db8:9::9"
 
 
-def run(packets: list[Packet], toml: str = "") -> Judged:
-    return judge(packets, toml, ["remote_to_remote"])
+def run(packets: list[Packet], toml: str = "") -> Bench:
+    script = load_script("remote_to_remote", config=toml)
+    script.judge(packets)
+    return script
 
 
 @pytest.mark.parametrize(
@@ -21,9 +37,9 @@ def run(packets: list[Packet], toml: str = "") -> Judged:
 )
 def test_remote_to_remote(packets: list[Packet]) -> None:
     judged = run(packets)
-    assert judged.statuses == ["status_remote_to_remote"]
-    assert judged.scores == (10, 10, 10)
-    assert judged.verdict == "pass"
+    assert judged.flow.statuses == ["status_remote_to_remote"]
+    assert judged.flow.scores == (10, 10, 10)
+    assert judged.flow.verdict == "pass"
     assert len(judged.alerts) == 1
 
 
@@ -44,12 +60,12 @@ def test_remote_to_remote(packets: list[Packet]) -> None:
     ],
 )
 def test_others_are_left_alone(packets: list[Packet]) -> None:
-    assert (run(packets).statuses, run(packets).scores) == ([], (0, 0, 0))
+    assert (run(packets).flow.statuses, run(packets).flow.scores) == ([], (0, 0, 0))
 
 
 def test_what_is_local_is_configured() -> None:
-    assert run(ping(SERVER, OTHER), '[network]\nlocal = ["198.51.100.0/24"]').statuses == []
-    assert run(ping(CLIENT, SERVER), '[network]\nlocal = ["198.51.100.0/24"]').statuses == [
+    assert run(ping(SERVER, OTHER), '[network]\nlocal = ["198.51.100.0/24"]').flow.statuses == []
+    assert run(ping(CLIENT, SERVER), '[network]\nlocal = ["198.51.100.0/24"]').flow.statuses == [
         "status_remote_to_remote"
     ]
 
@@ -58,4 +74,4 @@ def test_scores_are_configured() -> None:
     judged = run(
         ping(SERVER, OTHER), "[scripts.remote_to_remote]\nscore = 100\nclient_score = 1\nserver_score = 2"
     )
-    assert (judged.scores, judged.verdict) == ((100, 1, 2), "drop")
+    assert (judged.flow.scores, judged.flow.verdict) == ((100, 1, 2), "drop")

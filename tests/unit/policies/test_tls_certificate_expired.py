@@ -1,9 +1,20 @@
 from __future__ import annotations
 
 import pytest
-from kit import T0, Judged, Packet, Tcp, certificate, client_hello, dns, http_request, judge, ping, tls
 
-from nedge.core.verdict import Action
+from nedge.testing import (
+    T0,
+    Bench,
+    Packet,
+    Tcp,
+    certificate,
+    client_hello,
+    dns,
+    http_request,
+    load_script,
+    ping,
+    tls,
+)
 
 DAY = 86400
 NAME = ("cert.example.org",)
@@ -11,27 +22,29 @@ EXPIRED = certificate(NAME, T0 - 2 * DAY, T0 - DAY)
 VALID = certificate(NAME, T0 - DAY, T0 + DAY)
 
 
-def run(packets: list[Packet], toml: str = "", library: str = "auto") -> Judged:
-    return judge(packets, toml, ["tls_certificate_expired"], library)
+def run(packets: list[Packet], toml: str = "", library: str = "auto") -> Bench:
+    script = load_script("tls_certificate_expired", config=toml, library=library)
+    script.judge(packets)
+    return script
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
 def test_an_expired_certificate(version: str, library: str) -> None:
     judged = run(tls(version, cert=EXPIRED).packets, "", library)
-    assert judged.statuses == ["status_tls_certificate_expired"]
-    assert judged.scores == (30, 0, 10)
-    assert judged.verdict == "pass"
+    assert judged.flow.statuses == ["status_tls_certificate_expired"]
+    assert judged.flow.scores == (30, 0, 10)
+    assert judged.flow.verdict == "pass"
     (alert,) = judged.alerts
-    assert (alert["nedge"]["info"]["not_before"], alert["nedge"]["info"]["not_after"]) == (
+    assert (alert.info["not_before"], alert.info["not_after"]) == (
         T0 - 2 * DAY,
         T0 - DAY,
     )
-    assert "cert.example.org" in alert["nedge"]["info"]["subject"]
+    assert "cert.example.org" in alert.info["subject"]
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1", "1.2", "1.3"])
 def test_a_valid_certificate(version: str, library: str) -> None:
-    assert run(tls(version, cert=VALID).packets, "", library).statuses == []
+    assert run(tls(version, cert=VALID).packets, "", library).flow.statuses == []
 
 
 @pytest.mark.parametrize(
@@ -49,28 +62,30 @@ def test_a_valid_certificate(version: str, library: str) -> None:
 )
 def test_to_the_second(not_before: int, not_after: int, fires: bool, library: str) -> None:
     cert = certificate(NAME, T0 + not_before, T0 + not_after)
-    assert bool(run(tls("1.2", cert=cert).packets, "", library).statuses) is fires
+    assert bool(run(tls("1.2", cert=cert).packets, "", library).flow.statuses) is fires
 
 
 def test_the_time_is_that_of_the_packet() -> None:
     cert = certificate(NAME, T0 - DAY, T0 + 100)
-    assert run(tls("1.2", cert=cert, start=T0 + 99).packets).statuses == []
-    assert run(tls("1.2", cert=cert, start=T0 + 102).packets).statuses == ["status_tls_certificate_expired"]
+    assert run(tls("1.2", cert=cert, start=T0 + 99).packets).flow.statuses == []
+    assert run(tls("1.2", cert=cert, start=T0 + 102).packets).flow.statuses == [
+        "status_tls_certificate_expired"
+    ]
 
 
 def test_without_a_server_name(library: str) -> None:
-    assert run(tls("1.2", None, cert=EXPIRED).packets, "", library).statuses == [
+    assert run(tls("1.2", None, cert=EXPIRED).packets, "", library).flow.statuses == [
         "status_tls_certificate_expired"
     ]
 
 
 def test_tls_1_3_hides_it(library: str) -> None:
-    assert run(tls("1.3", cert=EXPIRED).packets, "", library).statuses == []
+    assert run(tls("1.3", cert=EXPIRED).packets, "", library).flow.statuses == []
 
 
 def test_on_mail_ports(library: str) -> None:
     judged = run(tls("1.2", cert=EXPIRED, dport=993).packets, "", library)
-    assert judged.statuses == ["status_tls_certificate_expired"]
+    assert judged.flow.statuses == ["status_tls_certificate_expired"]
 
 
 @pytest.mark.parametrize(
@@ -83,19 +98,19 @@ def test_on_mail_ports(library: str) -> None:
     ],
 )
 def test_others_are_left_alone(packets: list[Packet]) -> None:
-    assert run(packets).statuses == []
+    assert run(packets).flow.statuses == []
 
 
 def test_a_long_certificate_over_many_segments(library: str) -> None:
     names = tuple(f"host{n}.long-name-for-a-certificate.example.org" for n in range(100))
     cert = certificate(names, T0 - 2 * DAY, T0 - DAY)
     judged = run(tls("1.2", names[0], cert=cert).packets, "", library)
-    assert judged.flow["flow"]["pkts_toclient"] > 4
-    assert judged.statuses == ["status_tls_certificate_expired"]
+    assert judged.flow.core.packets_rcvd > 4
+    assert judged.flow.statuses == ["status_tls_certificate_expired"]
 
 
 def test_it_blocks_if_so_configured(library: str) -> None:
     packets = tls("1.2", cert=EXPIRED).packets
     judged = run(packets, "[scripts.tls_certificate_expired]\nscore = 100", library)
-    assert judged.actions.index(Action.DROP) == 4  # the packet with the certificate
-    assert judged.verdict == "drop"
+    assert judged.actions.index("drop") == 4  # the packet with the certificate
+    assert judged.flow.verdict == "drop"

@@ -3,21 +3,22 @@ from __future__ import annotations
 import struct
 
 import pytest
-from kit import (
+
+from nedge.testing import (
     CLIENT,
     CLIENT6,
     SERVER,
     SERVER6,
     SYN,
     T0,
-    Judged,
+    Bench,
     Packet,
     Tcp,
     Udp,
     dns,
     dns_answer,
     dns_query,
-    judge,
+    load_script,
     noise,
     ping,
     quic_initial,
@@ -26,18 +27,15 @@ from kit import (
 PORT = 47123
 
 
-def run(
-    packets: list[Packet], toml: str = "", *, until: float | None = None, library: str = "auto"
-) -> Judged:
-    return judge(packets, toml, ["udp_unidirectional"], library, until=until)
+def run(packets: list[Packet], toml: str = "", *, until: float | None = None, library: str = "auto") -> Bench:
+    script = load_script("udp_unidirectional", config=toml, library=library)
+    script.judge(packets, until=until)
+    return script
 
 
-def seconds(judged: Judged) -> list[int]:
+def seconds(judged: Bench) -> list[int]:
     """Seconds after T0 at which alerts were raised."""
-    return [
-        int(record["timestamp"][17:19]) - 40 + 60 * (int(record["timestamp"][14:16]) - 6)
-        for record in judged.alerts
-    ]
+    return [int(alert.time) - T0 for alert in judged.alerts]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +52,9 @@ def seconds(judged: Judged) -> list[int]:
 def test_an_unanswered_flow(packets: list[Packet]) -> None:
     for until in (None, T0 + 300):  # at its end: cut short, or of silence
         judged = run(packets, until=until)
-        assert judged.statuses == ["status_udp_unidirectional"]
-        assert judged.scores == (10, 10, 0)
-        assert judged.verdict == "pass"
+        assert judged.flow.statuses == ["status_udp_unidirectional"]
+        assert judged.flow.scores == (10, 10, 0)
+        assert judged.flow.verdict == "pass"
         assert len(judged.alerts) == 1
 
 
@@ -94,7 +92,7 @@ def test_at_the_end_if_that_is_earlier() -> None:
 def test_others_are_left_alone(packets: list[Packet]) -> None:
     for until in (None, T0 + 300):
         judged = run(packets, until=until)
-        assert (judged.statuses, judged.scores, judged.alerts) == ([], (0, 0, 0), [])
+        assert (judged.flow.statuses, judged.flow.scores, judged.alerts) == ([], (0, 0, 0), [])
 
 
 SYSLOG = b"<34>Oct 11 22:14:15 mymachine su: 'su root' failed for lonvick on /dev/pts/8"
@@ -104,28 +102,30 @@ NETFLOW = struct.pack("!HHIIIIBBH", 5, 1, 100, T0, 0, 0, 0, 0, 0) + bytes(48)
 @pytest.mark.parametrize(("port", "data"), [(514, SYSLOG), (2055, NETFLOW)])
 def test_protocols_that_are_one_way_by_nature(port: int, data: bytes, library: str) -> None:
     packets = Udp(dport=port).client(data).packets
-    assert run(packets, library=library).statuses == []
+    assert run(packets, library=library).flow.statuses == []
     everything = "[scripts.udp_unidirectional]\nignore = []"
-    assert run(packets, everything, library=library).statuses == ["status_udp_unidirectional"]
+    assert run(packets, everything, library=library).flow.statuses == ["status_udp_unidirectional"]
 
 
 def test_a_late_answer_clears_the_status() -> None:
     talk = Udp().client(dns_query("example.com")).wait(40).server(dns_answer("example.com"))
     judged = run(talk.packets, until=T0 + 300)
     assert len(judged.alerts) == 1
-    assert judged.statuses == []
-    assert judged.scores == (10, 10, 0)  # what was added stays
+    assert judged.flow.statuses == []
+    assert judged.flow.scores == (10, 10, 0)  # what was added stays
 
 
 def test_a_flow_that_we_block_cannot_be_answered() -> None:
     toml = '[scripts.blocked_hostname]\ndomains = ["example.com"]'
     packets = Udp().client(dns_query("www.example.com")).packets
-    judged = judge(packets, toml, ["udp_unidirectional", "blocked_hostname"], until=T0 + 300)
-    assert judged.statuses == ["status_blacklisted"]
-    assert judge(packets, "", ["udp_unidirectional"]).statuses == ["status_udp_unidirectional"]
+    script = load_script("udp_unidirectional", "blocked_hostname", config=toml)
+    (flow,) = script.judge(packets, until=T0 + 300)
+    assert flow.statuses == ["status_blacklisted"]
+    (flow,) = load_script("udp_unidirectional").judge(packets)
+    assert flow.statuses == ["status_udp_unidirectional"]
 
 
 def test_the_answer_of_a_flow_seen_from_its_middle() -> None:
     # A capture that starts with the server's side: that one is taken for the client.
     talk = Udp(SERVER, CLIENT, 53, 40000).client(dns_answer("example.com")).server(dns_query("example.com"))
-    assert run(talk.packets).statuses == []
+    assert run(talk.packets).flow.statuses == []

@@ -149,6 +149,7 @@ def test_settings_for_no_script(tmp_path: Path) -> None:
         ("x = 1\ny = = 2\n" + HOOK, 2),
         ("def protocolDetected(flow, now, conf)\n    pass\n", 1),
         ("\n\nif True:\nx = 1\n", 4),
+        ("x = 1\nreturn x\n", 2),
     ],
 )
 def test_a_syntax_error_names_file_and_line(tmp_path: Path, source: str, line: int) -> None:
@@ -348,3 +349,82 @@ def test_using_the_ready_made_user_statuses_is_no_conflict(tmp_path: Path) -> No
     scripts, problems = load(tmp_path, {"a": source, "b": source})
     assert problems == []
     assert [script.statuses for script in scripts] == [(), ()]
+
+
+# All problems of one script, single scripts, scripts that are off
+
+
+def test_all_problems_of_a_script_are_told_with_their_lines(tmp_path: Path) -> None:
+    source = (
+        "title = 5\n"
+        "prio = 'high'\n"
+        "l4_proto = 'sctp'\n"
+        "l7_proto = 'nosuch'\n"
+        "default_value = {'limit': 5}\n"
+        "def protocolDetected(flow): pass\n"
+        "flowEnd = 5\n"
+        "category: int = 7\n"
+    )
+    scripts, problems = load(tmp_path, {"script": source}, script={"limit": "x", "limits": 1, "enabled": 1})
+    assert scripts == []
+    found = [(wrong.line, wrong.message.partition(":")[0].partition(" ")[0]) for wrong in problems]
+    assert found == [
+        (0, "[scripts.script]"),
+        (0, "[scripts.script]"),
+        (0, "[scripts.script]"),
+        (1, "title"),
+        (2, "prio"),
+        (3, "l4_proto"),
+        (4, "l7_proto"),
+        (6, "protocolDetected"),
+        (7, "flowEnd"),
+        (8, "category"),
+    ]
+    assert [wrong.line for wrong in problems if not wrong.fatal] == [4]
+
+
+def test_a_near_miss_gets_a_hint(tmp_path: Path) -> None:
+    wrong = problem(tmp_path, f"default_value = {{'limit': 5}}\n{HOOK}", limits=5)
+    assert wrong.message.endswith("did you mean 'limit'?")
+    _, problems = load(tmp_path, {"script": HOOK}, scirpt={})
+    assert [str(wrong) for wrong in problems] == [
+        "[scripts.scirpt]: settings for a script that does not exist; did you mean 'script'?"
+    ]
+
+
+def test_a_single_script(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("x = = 1\n")
+    path = tmp_path / "test_mine.py"  # its name does not matter if it is named itself
+    path.write_text(HOOK)
+    scripts, problems = load_scripts([path], {}, no_protocol)
+    assert [script.key for script in scripts] == ["test_mine"]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "why"),
+    [
+        (HOOK, {"enabled": False}, "enabled = false in the configuration"),
+        ("x = = 1\n", {"enabled": False}, "enabled = false in the configuration"),
+        (f"default_enabled = False\n{HOOK}", {}, "by default"),
+        (f"def setup(): return False\n{HOOK}", {}, "its setup() found nothing to do"),
+        (f"def setup(): pass\n{HOOK}", {}, "its setup() found nothing to do"),
+        (f"def setup(conf): return conf['a']\ndefault_value = {{'a': 0}}\n{HOOK}", {}, "its setup()"),
+        (f"nedge_exclude = True\n{HOOK}", {}, "it excludes nedge"),
+    ],
+)
+def test_scripts_that_are_off(tmp_path: Path, source: str, settings: dict[str, Any], why: str) -> None:
+    (tmp_path / "script.py").write_text(source)
+    off: dict[str, str] = {}
+    scripts, problems = load_scripts([tmp_path], {"script": settings}, no_protocol, off)
+    assert (scripts, problems) == ([], [])
+    assert list(off) == ["script"]
+    assert off["script"].startswith(why)
+
+
+def test_setup_may_take_the_settings(tmp_path: Path) -> None:
+    source = f"default_value = {{'a': 0}}\ndef setup(conf):\n    return 1 / conf['a']\n{HOOK}"
+    assert one(tmp_path, source, a=5).conf == {"a": 5}
+    wrong = problem(tmp_path, source)
+    assert (wrong.fatal, wrong.line) == (True, 3)
+    assert "ZeroDivisionError in setup()" in wrong.message
