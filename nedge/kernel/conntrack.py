@@ -23,6 +23,8 @@ from nedge.kernel.errors import KernelError
 
 RECEIVE_BUFFER = 16 << 20
 _READ = 1 << 16
+_EVENTS, _EVENT_SIZE = 16, 1 << 13
+"""Events that are read at once, and the largest. (One has a few hundred bytes.)"""
 _BATCH = 100
 """Messages that are sent in one go."""
 _DUMP_SECONDS = 2.0
@@ -49,6 +51,12 @@ _attribute = struct.Struct("=HH")
 _be32 = struct.Struct("!I")
 _be64 = struct.Struct("!Q")
 _WITH_PORTS = frozenset((TCP, UDP, SCTP))
+
+# Attributes as they nearly always are, read in one go.
+_ip4_with_ports = struct.Struct("=12x4s4x4s8xB7x2s6x2s2x")
+"""CTA_TUPLE_ORIG: its addresses, L4 protocol, ports."""
+_both_counters = struct.Struct("!8xQ4xQ")
+"""CTA_COUNTERS_*: packets, bytes."""
 
 
 class Connection(NamedTuple):
@@ -114,17 +122,23 @@ class Conntrack:
         return self._events.fileno()
 
     def ended(self) -> list[Connection]:
-        """Connections that ended since the last call, with their final counters. Does not block."""
-        try:
-            data = self._events.recv(_READ)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self.lost_events += 1
-            return []
-        return [connection for _, connection in _connections(data, gone=True) if connection is not None]
+        """Some connections that ended, with their final counters. Does not block.
+
+        Not all at once, as packets may wait: `fileno` is readable while there are more.
+        """
+        found: list[Connection] = []
+        for _ in range(_EVENTS):  # each comes as a message of its own
+            try:
+                data = self._events.recv(_EVENT_SIZE)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost_events += 1
+                break
+            found += [connection for _, connection in _connections(data, gone=True) if connection is not None]
+        return found
 
     # Dumps
 
@@ -258,11 +272,11 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
             width, name = attribute(data, cursor)
             name &= 0x3FFF
             if name == _TUPLE_ORIG:
-                key = _parse_tuple(data, cursor + 4, cursor + width)
+                key = _parse_tuple(data, cursor, width)
             elif name == _COUNTERS_ORIG:
-                packets, size = _parse_counters(data, cursor + 4, cursor + width)
+                packets, size = _parse_counters(data, cursor, width)
             elif name == _COUNTERS_REPLY:
-                packets_back, size_back = _parse_counters(data, cursor + 4, cursor + width)
+                packets_back, size_back = _parse_counters(data, cursor, width)
             elif name == _MARK:
                 (mark,) = _be32.unpack_from(data, cursor + 4)
             elif name == _ZONE:
@@ -277,8 +291,14 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
         at += length + 3 & ~3
 
 
-def _parse_tuple(data: bytes, at: int, end: int) -> bytes:
-    """CTA_TUPLE_ORIG as a flow key."""
+def _parse_tuple(data: bytes, at: int, width: int) -> bytes:
+    """CTA_TUPLE_ORIG, so many bytes, as a flow key."""
+    if width == _ip4_with_ports.size:
+        source, target, proto, source_port, target_port = _ip4_with_ports.unpack_from(data, at)
+        ports = source_port + target_port if proto in _WITH_PORTS else bytes(4)
+        return bytes((0, 0, proto)) + source + target + ports
+    end = at + width
+    at += 4
     attribute = _attribute.unpack_from
     addresses, proto, ports = b"", 0, bytes(4)
     while at + 4 <= end:
@@ -297,8 +317,13 @@ def _parse_tuple(data: bytes, at: int, end: int) -> bytes:
     return bytes((0, 0, proto)) + addresses + ports
 
 
-def _parse_counters(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _parse_counters(data: bytes, at: int, width: int) -> tuple[int, int]:
     packets = size = 0
+    if width == _both_counters.size:
+        packets, size = _both_counters.unpack_from(data, at)
+        return packets, size
+    end = at + width
+    at += 4
     while at + 12 <= end:
         width, name = _attribute.unpack_from(data, at)
         (value,) = _be64.unpack_from(data, at + 4)
