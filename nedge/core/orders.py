@@ -165,6 +165,13 @@ class OrderBook:
         order = self._flows.get(key)
         return order.word if order else Operator.NONE
 
+    def word_on_connection(self, key: bytes) -> Operator:
+        """What can be said of a connection of which no more is known than its ends."""
+        size = len(key) - HEAD_LENGTH - 4 >> 1
+        middle = HEAD_LENGTH + size
+        client, server = ip_text(key[HEAD_LENGTH:middle]), ip_text(key[middle:-4])
+        return self.word_on_flow(key) or max(self.word_on_address(client), self.word_on_address(server))
+
     def speaker(self, flow: Flow, word: Operator) -> Order | None:
         """The order from which a flow has this word."""
         orders = (
@@ -254,5 +261,14 @@ class Cover:
         """Whether an address, 4 or 16 bytes, is the order's."""
         return len(packed) == self._size and int.from_bytes(packed) & self._mask == self._network
 
+    def key(self, key: bytes) -> bool:
+        """Whether the order is about the flow with this key, or one of its ends (not: its name)."""
+        if not self.by_address:
+            return key in (self._order.key, reverse_key(self._order.key)) if self._order.key else False
+        size = len(key) - HEAD_LENGTH - 4 >> 1
+        middle = HEAD_LENGTH + size
+        return self.address(key[HEAD_LENGTH:middle]) or self.address(key[middle:-4])
+
     def name(self, hostname: str) -> bool:
+        """Whether a name is the order's domain, or below it."""
         return hostname == self._order.target or hostname.endswith(self._below)

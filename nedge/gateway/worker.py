@@ -20,11 +20,15 @@ from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
 from nedge.core.marks import Marks
+from nedge.core.orders import Order
 from nedge.gateway.accounting import Accounting
-from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link
+from nedge.gateway.answers import Answers, Means
+from nedge.gateway.link import Link
+from nedge.gateway.supervisor import HOSTS_PER_MESSAGE
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
 from nedge.kernel.queue import Judge, PacketQueue
+from nedge.scripts.loader import Script
 
 Mode = Literal["inline", "monitor"]
 
@@ -66,6 +70,7 @@ class Worker:
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
+        self._answers: Answers | None = None
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
@@ -144,6 +149,40 @@ class Worker:
         self.watch(link, self._hear)
         self.every(BEAT, self._beat)
 
+    def answer(self, scripts: Callable[[], list[Script]]) -> None:
+        """Answer the operator's questions, too, that come over the link."""
+        assert self._link is not None
+        means = Means(self.engine, scripts, self.clock, self._kernel_view, self._recall, self._engine_failed)
+        self._answers = answers = Answers(means, self._link)
+        self.watch(answers, answers.step)
+
+    def _recall(self, order: Order) -> None:
+        if self._accounting:
+            self._accounting.recall(order)
+
+    def _kernel_view(self, flow: Flow) -> dict[str, Any] | None:
+        """What the kernel holds of a flow now; its counters become the flow's. None without offload."""
+        if self._conntrack is None or self._marks is None:
+            return None
+        try:
+            found = self._conntrack.find(flow.key)
+        except (KernelError, OSError) as error:
+            return {"error": str(error)}
+        if found is None:
+            return {"connection": False}
+        sent, received = (found.packets, found.bytes), (found.packets_back, found.bytes_back)
+        self.engine.account(found.key, sent, received, flow.last_seen, gone=False)
+        ours = self._marks.share_of(found.mark), self._marks.generation_of(found.mark)
+        return {
+            "connection": True,
+            "mark": found.mark,
+            "share": ours[0].name.lower(),
+            "generation": ours[1],
+            "current": ours[0] is Share.NONE or ours[1] == self._marks.generation,
+            "packets": [found.packets, found.packets_back],
+            "bytes": [found.bytes, found.bytes_back],
+        }
+
     def _beat(self) -> None:
         assert self._link is not None
         stats = self.queue.stats()
@@ -157,6 +196,8 @@ class Worker:
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
         self._link.send({"beat": beat})
+        if self._answers:
+            self._answers.resume()
         changed = self.engine.hosts.changed_scores()
         for start in range(0, len(changed), HOSTS_PER_MESSAGE):
             part = changed[start : start + HOSTS_PER_MESSAGE]
@@ -174,6 +215,8 @@ class Worker:
                 self.engine.set_score_elsewhere(ip, vlan, score)
             if "renew" in message:
                 self._take_over(message["renew"], message["generation"])
+            if self._answers:
+                self._answers.hear(message)
 
     def _take_over(self, config: dict[str, Any], generation: int) -> None:
         """Another configuration. It has been checked; should it fail here, another worker starts."""
@@ -218,6 +261,8 @@ class Worker:
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""
         self._selector.close()
+        if self._answers:
+            self._answers.close()
         self.queue.close()
         if self._accounting:
             self._accounting.finish()

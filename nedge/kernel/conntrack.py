@@ -97,6 +97,17 @@ class Conntrack:
                 return True
         return False
 
+    def find(self, key: bytes) -> Connection | None:
+        """The connection as it is now, by either direction's key; None: there is none."""
+        self._control.send(_message(_GET, _REQUEST, _family(key), _tuple(key)))
+        answer = self._control.recv(_READ)
+        for kind, connection in _connections(answer, gone=False):
+            if connection is not None:
+                return connection
+            if kind == _NLMSG_ERROR and -struct.unpack_from("=i", answer, 16)[0] != errno.ENOENT:
+                raise KernelError("conntrack refused to tell of a connection")
+        return None
+
     def _request(self, message: bytes) -> bool:
         self._control.send(message)
         answer = self._control.recv(_READ)

@@ -4,6 +4,7 @@ One file per bridge, under a directory per network namespace:
 
     /run/nedge/<namespace>/<bridge>.json    what was there before, one section per owner
     /run/nedge/<namespace>/<bridge>.lock    held (flock) by the gateway that runs on this bridge
+    /run/nedge/<namespace>/<bridge>.sock    where it listens for the operator, unless configured otherwise
 
 Sections are written *before* the change that they describe and dropped after it is undone.
 """
@@ -106,6 +107,12 @@ class State:
             self.directory.parent.rmdir()
         os.close(self._lock)
         self._lock = -1
+
+    def socket(self, *, shared: bool) -> Path:
+        """Where the gateway listens for the operator. `shared`: others than root can get there, too."""
+        if shared:
+            self.directory.chmod(0o755)
+        return self.directory / f"{self.bridge}.sock"
 
     def get(self, section: str) -> Section | None:
         """What is recorded under this name, None if nothing is."""

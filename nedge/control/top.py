@@ -1,0 +1,6 @@
+from nedge.control.client import Client
+
+
+class Top:
+    def __init__(self, client: Client) -> None: ...
+    def run(self) -> str: ...
