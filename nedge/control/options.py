@@ -25,6 +25,7 @@ class Verdict(StrEnum):
     PASS = "pass"  # noqa: S105
     DROP = "drop"
     REJECT = "reject"
+    BLOCKED = "blocked"
 
 
 def _statuses(incomplete: str) -> list[str]:
@@ -48,7 +49,9 @@ ProtocolOption = Annotated[
     str | None, typer.Option("--protocol", metavar="NAME", help="nDPI's protocol or application; tcp, udp, …")
 ]
 CategoryOption = Annotated[str | None, typer.Option("--category", metavar="NAME", help="nDPI's category.")]
-VerdictOption = Annotated[Verdict | None, typer.Option("--verdict", help="Only flows with this verdict.")]
+VerdictOption = Annotated[
+    Verdict | None, typer.Option("--verdict", help="Only such flows; blocked: drop or reject.")
+]
 StatusOption = Annotated[
     str | None,
     typer.Option(
@@ -127,6 +130,8 @@ def _count(answer: Answer, records: Records, what: str) -> str:
     matched = answer.result.get("matched", len(records))
     if not matched:
         return f"no {what}"
+    if matched == 1:
+        return f"1 {what.removesuffix('s')}"
     return f"{matched} {what}" if matched == len(records) else f"{len(records)} of {matched} {what}"
 
 

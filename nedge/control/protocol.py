@@ -83,7 +83,8 @@ class Filter(BaseModel):
     protocol: str | None = None
     """nDPI's name for the protocol or the application, or tcp, udp, icmp …; in any case."""
     category: str | None = None
-    verdict: Literal["pass", "drop", "reject"] | None = None
+    verdict: Literal["pass", "drop", "reject", "blocked"] | None = None
+    """blocked: whatever does not pass."""
     status: str | None = None
     """A status that is set: its name, with or without `status_`."""
     min_score: Annotated[int, Field(ge=0)] = 0

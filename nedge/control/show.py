@@ -281,7 +281,6 @@ def headlines(status: Record) -> list[str]:
     """The state of the gateway in a few lines."""
     rates, counters = status["rates"], status["counters"]
     ports = f"{', '.join(status['lan'])} – {', '.join(status['wan'])}"
-    policy = status["policy"]
     lines = (
         (
             f"nedge {status['version']} on {status['bridge']} ({ports})",
@@ -294,8 +293,8 @@ def headlines(status: Record) -> list[str]:
             f"nDPI {status['ndpi']}",
             f"{len(status['scripts'])} scripts",
             f"{status['orders']} orders",
-            f"{policy['reloads']} reloads",
-            f"policy generation {policy['generation']}" if status["offload"] else "no offload",
+            f"{status['reloads']} reloads",
+            f"policy generation {status['generation']}" if status["offload"] else "no offload",
         ),
         (
             f"live: {status['live_flows']} flows",

@@ -89,8 +89,8 @@ def _detection(detection: Story) -> Iterator[RenderableType]:
     for name, value in detection["facts"].items():
         if name not in _NOT_FACTS and value:
             yield _line(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
-    if detection["risks"]:
-        yield _line("nDPI's risks", ", ".join(detection["risks"]))
+    if detection["facts"]["risks"]:
+        yield _line("nDPI's risks", ", ".join(detection["facts"]["risks"]))
     yield _line("inspection", "goes on" if detection["goes_on"] else "is over")
 
 

@@ -129,10 +129,14 @@ class ControlServer:
         """A client's line. Nothing that goes wrong with it gets out of here."""
         self.count("requests")
         try:
-            self.handle(client, parse_request(line))
+            request = parse_request(line)
         except ControlError as error:
-            if error.kind is Kind.USAGE:
-                self.count("malformed")
+            self.count("malformed")
+            client.refuse(error.kind, str(error))
+            return
+        try:
+            self.handle(client, request)
+        except ControlError as error:
             client.refuse(error.kind, str(error))
         except Exception as error:
             self.count("errors")

@@ -145,7 +145,11 @@ class Desk:
         )
         now = time.time()
         question.client.done(
-            {"started": self._started, "uptime": round(now - self._started, 1)}
+            {
+                "started": self._started,
+                "uptime": round(now - self._started, 1),
+                "reloads": self._reloading.count,
+            }
             | summary
             | {"orders": len(self._orders.book), "control": self.counters(), "silent": question.silent}
         )

@@ -18,7 +18,7 @@ from nedge.core.lists import DomainSet
 from nedge.core.orders import Cover, Order, TargetError, parse_target
 from nedge.core.orders import Kind as Target
 from nedge.core.status import STATUS_TYPES, StatusType
-from nedge.core.verdict import Operator
+from nedge.core.verdict import Action, Operator
 from nedge.export.eve import proto_name
 from nedge.scripts.loader import PERIODIC_STEP, Script
 
@@ -166,9 +166,11 @@ def matcher(wanted: Filter, statuses: Statuses, *, of_host: bool = False) -> Cal
     `of_host`: hosts are listed: `host` and `min_score` are about them, not about flows.
     """
     tests: list[Callable[[Flow], bool]] = []
-    if wanted.verdict:
-        verdict = wanted.verdict
-        tests.append(lambda flow: flow.verdict.action.label == verdict)
+    if wanted.verdict == "blocked":
+        tests.append(lambda flow: flow.verdict.action is not Action.PASS)
+    elif wanted.verdict:
+        action = Action[wanted.verdict.upper()]
+        tests.append(lambda flow: flow.verdict.action is action)
     if wanted.min_score and not of_host:
         score = wanted.min_score
         tests.append(lambda flow: flow.score >= score)

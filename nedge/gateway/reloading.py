@@ -21,6 +21,8 @@ class Reloading:
     def __init__(self, supervisor: Supervisor, signals: StopSignals) -> None:
         self._supervisor = supervisor
         self._signals = signals
+        self.count = 0
+        """Reloads that were done."""
         self._asked: list[Client] = []
         """They want one that has not begun yet."""
         self._waiting: list[Client] = []
@@ -59,6 +61,7 @@ class Reloading:
 
     def sent(self, notes: list[str]) -> None:
         """The workers have been told, the kernel too. `notes`: what was left out, in sentences."""
+        self.count += 1
         self._notes = notes
         self._sent = time.monotonic()
 

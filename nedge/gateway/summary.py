@@ -68,7 +68,7 @@ def summarize(
         "pid": os.getpid(),
         "ndpi": said.get("ndpi", ""),
         "scripts": said.get("scripts", []),
-        "policy": {"reloads": said.get("epoch", 0), "generation": marks.generation if marks else None},
+        "generation": marks.generation if marks else None,
         "live_flows": sum(answer["live_flows"] for answer in answers.values()),
         "live_hosts": sum(answer["live_hosts"] for answer in answers.values()),
         "quarantined": sorted({ip for answer in answers.values() for ip in answer["quarantined"]}),
