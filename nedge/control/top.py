@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from rich.console import Group
 from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult
@@ -198,7 +197,7 @@ class Top(App[str]):
         if troubles:
             words = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in troubles.items())
             head.append(show.text(words, "bold"))
-        self.query_one("#head", Static).update(Group(*head))
+        self.query_one("#head", Static).update(Text("\n").join(head))
         table: DataTable[Text] = self.query_one(DataTable)
         chosen, scroll = self.chosen_key(), table.scroll_offset
         headings = _HEADINGS[view]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import selectors
 import socket
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,3 +253,23 @@ class Office(Loop):
             worker.answers.close()
         assert self.watched == 0
         super().close()
+
+
+@contextmanager
+def serving(office: Office) -> Iterator[None]:
+    """A thread turns the loop."""
+    stop = threading.Event()
+
+    def serve() -> None:
+        while not stop.is_set():
+            office.turn(0.01)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        office.settle()
+        office.close()

@@ -16,6 +16,8 @@ from nedge.core.verdict import Action
 from nedge.gateway import answers, desk, questions
 from nedge.gateway.answers import PAGE
 from nedge.gateway.listing import FLOW_COLUMNS, HOST_COLUMNS, SCRIPT_COLUMNS
+from nedge.gateway.orders import OrderFile
+from nedge.gateway.summary import RATE_SECONDS, Rates
 
 OTHER = "192.168.1.11"
 SCRIPTS = {
@@ -348,15 +350,14 @@ def test_orders_are_there_after_a_restart(office: Office, tmp_path: Path) -> Non
     office.result(command="block", target="www.example", reason="one")
     office.result(command="unblock", target="2001:db8::/32")
     office.result(command="forget", order=2)
-    with bench("", SCRIPTS) as made:
-        again = Office(tmp_path / "..", made)
-        again.close()
-    from nedge.gateway.orders import OrderFile
-
     file = OrderFile(tmp_path, "nedge0")
     file.load()
     assert [(order.target, order.reason) for order in file.book] == [("www.example", "one")]
-    assert file.next == 3
+    assert file.next == 3, "a number is not used twice"
+    with bench("", SCRIPTS) as made:
+        made.engine.verdicts.orders = file.book
+        made.feed(tls("www.example", 5))
+        assert made.judged.actions[-1] is Action.DROP
 
 
 def test_an_order_that_cannot_be_stored_is_in_force_all_the_same(office: Office, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -443,8 +444,6 @@ def test_status_without_any_worker(office: Office) -> None:
 
 
 def test_rates() -> None:
-    from nedge.gateway.summary import RATE_SECONDS, Rates
-
     rates = Rates()
     assert rates.per_second()["packets"] == 0
     for second in range(20):
