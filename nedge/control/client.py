@@ -32,8 +32,11 @@ class Answer:
     rows: list[list[Any]] = field(default_factory=list)
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The rows, each with the columns' names."""
-        return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
+        """The rows, each with the columns' names; what has an id, and comes twice, once."""
+        records = (dict(zip(self.columns, row, strict=True)) for row in self.rows)
+        if "id" not in self.columns:
+            return records
+        return iter({record["id"]: record for record in records}.values())
 
 
 class Client:

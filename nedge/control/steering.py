@@ -99,6 +99,8 @@ def _ordered(answer: Answer, json: bool, what: str) -> None:
     given, changed = answer.result["order"], answer.result["changed"]
     lasts = "" if what == "forgotten:" else f", {until(given['until'])}"
     of_flows = f"{changed} live flow{'s' if changed != 1 else ''} changed"
+    if answer.result["going_on"]:
+        of_flows += " so far, more follow"
     sentence = f"{what} {given['kind']} {given['target']} (order {given['id']}{lasts}); {of_flows}"
     print_answer(answer, json, lambda: text(sentence))
     if answer.result["warning"]:

@@ -9,6 +9,8 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from nedge.core.lists import Network, NetworkSet
 from nedge.core.verdict import Operator
 
+_VLANS = 1 << 12
+
 CountryLookup = Callable[[str], str | None]
 """IP address in text form -> ISO 3166 two-letter code, or None."""
 
@@ -197,9 +199,11 @@ class HostBook:
     def forgive(self, ip: str) -> None:
         """Hold against an address, in any VLAN, only what comes on top of the score that it has."""
         address = ip_bytes(ip)
-        self._forgiven |= {key: score for key, score in self._elsewhere.items() if key[1] == address}
-        for host in self._hosts.values():
-            if host.address == address:
+        for vlan in range(_VLANS):  # quicker than to look through very many hosts
+            key = (vlan, address)
+            if key in self._elsewhere:
+                self._forgiven[key] = self._elsewhere[key]
+            if host := self._hosts.get(key):
                 host.forgiven = host.score
 
     def release(self, host: Host, now: float) -> None:

@@ -126,7 +126,7 @@ class Judge:
         return Evidence(
             detected=flow.detected,
             operator=operator,
-            order=str(order) if order else "",
+            order=order.text if order else "",
             allowed=client.allowed or server.allowed,
             status_map=flow.status_map,
             score=flow.score,
@@ -237,7 +237,7 @@ class Judge:
     def _obey(self, order: Order, now: float) -> Iterator[bool]:
         """Judge anew what an order covers, step by step, so that packets can be judged between.
 
-        Each step looks at one host or flow, and gives whether that changed a flow's action.
+        Each step looks at one flow, and gives whether its action changed.
         """
         if order.kind is Kind.FLOW:
             flow = self._table.get(order.key)
@@ -249,19 +249,20 @@ class Judge:
         if not cover.by_address:
             yield from self._sweep(lambda flow: cover.name(flow.hostname), now)
             return
-        hosts = set()
-        for host in list(self._hosts):  # those that come meanwhile know the order
-            if cover.address(host.address):
+
+        def obeys(host: Host) -> bool:  # hosts that come meanwhile know the order
+            covered = cover.address(host.address)
+            if covered:
                 host.operator = self.orders.word_on_address(host.ip)
-                hosts.add(host)
-            yield False
-        cut = {host for host in self._quarantined if host in hosts and host.operator is Operator.UNBLOCK}
-        if cut:
-            yield from self._let_go(cut, now)
-        yield from self._sweep(lambda flow: flow.client in hosts or flow.server in hosts, now)
+            return covered
+
+        free = {host for host in self._quarantined if obeys(host) and host.operator is Operator.UNBLOCK}
+        if free:
+            yield from self._let_go(free, now)
+        yield from self._sweep(lambda flow: obeys(flow.client) | obeys(flow.server), now)
 
     def _sweep(self, covers: Callable[[Flow], bool], now: float) -> Iterator[bool]:
-        for flow in self._table:
+        for flow in self._table.walk():
             yield covers(flow) and self._rejudged(flow, now)
 
     def _rejudged(self, flow: Flow, now: float) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -61,11 +61,12 @@ class Order:
     made: float = 0.0
     by: str = ""
     reason: str = ""
+    text: str = field(init=False, compare=False)
+    """As it stands in verdicts: `order 3 on host 10.0.0.5 (infected)`."""
 
-    def __str__(self) -> str:
-        """As it stands in verdicts: `order 3 on host 10.0.0.5 (infected)`."""
+    def __post_init__(self) -> None:
         because = f" ({self.reason})" if self.reason else ""
-        return f"order {self.id} on {self.kind} {self.target}{because}"
+        object.__setattr__(self, "text", f"order {self.id} on {self.kind} {self.target}{because}")
 
 
 class OrderBook:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -40,6 +41,8 @@ from nedge.scripts.loader import Script
 
 SLICE = 0.0005
 """Seconds of work on questions at a stretch."""
+PATIENCE = 0.6
+"""Seconds after which an order is answered, though it has not come to all live flows yet."""
 PAGE = 24 * 1024
 """Bytes of rows from which a page is sent."""
 
@@ -60,6 +63,8 @@ class Means(NamedTuple):
     """What the kernel holds of a flow now; None where it is not used."""
     recall: Callable[[Order], None]
     """Have connections that an order covers, but no flow here, come up to be judged."""
+    gathering: Callable[[], AbstractContextManager[None]]
+    """A slice of work, in which marks that change are told to the kernel together."""
     failed: Callable[[BaseException], None]
     """Told of what must not happen."""
 
@@ -68,7 +73,8 @@ class _Job:
     """One question, and how far its answer has got."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
+        self.number: int | None = number
+        """The supervisor's; None once it has its answer."""
         self.steps: Iterator[Row | None] = iter(())
         self.columns: Sequence[str] = ()
         self.done: dict[str, Any] = {}
@@ -77,6 +83,10 @@ class _Job:
         self.exhausted = False
         self.may_send = True
         """No page is under way."""
+        self.is_order = False
+        """It changes something: so it is done to its end."""
+        self.patience = 0.0
+        """When the answer has to go out, and the work goes on without anybody waiting; 0 = with its end."""
 
     @property
     def full(self) -> bool:
@@ -117,7 +127,11 @@ class Answers:
             for job in self._jobs:
                 job.may_send = job.may_send or job.number == message["next"]
         elif "cancel" in message:
-            self._jobs = deque(job for job in self._jobs if job.number != message["cancel"])
+            for job in [job for job in self._jobs if job.number == message["cancel"]]:
+                if job.is_order:
+                    job.number = None  # it is in force, whoever waits for it or not
+                else:
+                    self._jobs.remove(job)
         self.resume()
 
     def resume(self) -> None:
@@ -140,14 +154,15 @@ class Answers:
         self._jobs.remove(job)
         self._jobs.append(job)  # then it is the others' turn
         try:
-            self._work(job, perf_counter() + SLICE)
+            with self._means.gathering():
+                self._work(job, perf_counter() + SLICE)
         except Exception as error:
             self._jobs.remove(job)
             self._fail(job, error)
             return
         if job.full:
             self._send_page(job)
-        elif job.exhausted:
+        elif job.exhausted or 0 < job.patience < perf_counter():
             self._send_last(job)
 
     def _work(self, job: _Job, end: float) -> None:
@@ -174,10 +189,14 @@ class Answers:
     def _send_last(self, job: _Job) -> None:
         if not job.may_send:
             return
-        if self._link.send({"answer": job.number, "done": orjson.Fragment(_encoded(job.done))}):
+        if job.number is None:  # nobody waits any more
+            self._jobs.remove(job)
+        elif not self._link.send({"answer": job.number, "done": orjson.Fragment(_encoded(job.done))}):
+            self._rest()
+        elif job.exhausted:
             self._jobs.remove(job)
         else:
-            self._rest()
+            job.number, job.patience = None, 0.0
 
     def _fail(self, job: _Job, error: Exception) -> None:
         kind = error.kind if isinstance(error, ControlError) else Kind.FAILED
@@ -246,7 +265,7 @@ class Answers:
 
     def _find(self, number: int) -> Iterator[Flow | None]:
         """The flow with this id, at the end; None after a step that did not find it."""
-        for flow in self._means.engine.table:
+        for flow in self._means.engine.table.walk():
             if flow.id == number:
                 yield flow
                 return
@@ -268,13 +287,16 @@ class Answers:
 
 
 def _counted(job: _Job, steps: Iterator[bool]) -> Iterator[None]:
-    """Count the flows whose action changed."""
-    job.done = {"changed": 0}
+    """Count the flows whose action changed. Where that takes long, the answer does not wait for it."""
+    job.is_order = True
+    job.done = {"changed": 0, "going_on": 1}
+    job.patience = perf_counter() + PATIENCE
 
     def count() -> Iterator[None]:
         for changed in steps:
             job.done["changed"] += changed
             yield None
+        job.done["going_on"] = 0
 
     return count()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import selectors
 import socket
 import time
@@ -119,7 +120,7 @@ class Client:
             return  # what it says now is of no interest
         if not data:
             self._ended = True
-            if not (self.busy or self._outbox):
+            if not (self.busy or self._outbox) or self._is_gone():
                 self.close()
         else:
             if not self._inbox:
@@ -127,6 +128,12 @@ class Client:
             self._inbox += data
             self._take_lines()
         self._adjust()
+
+    def _is_gone(self) -> bool:
+        """Whether it reads no more, either. (Else it has only finished asking.)"""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return any(events & select.POLLHUP for _fd, events in poll.poll(0))
 
     def _take_lines(self) -> None:
         """Handle requests, one after the other: each when the answer to the one before is on its way."""

@@ -313,4 +313,9 @@ def _no_flow(question: Question, flow: str) -> str:
 
 def _changed(question: Question, warning: str) -> dict[str, Any]:
     """What came of an order."""
-    return {"changed": question.total("changed"), "silent": question.silent, "warning": warning}
+    return {
+        "changed": question.total("changed"),
+        "going_on": bool(question.total("going_on")),
+        "silent": question.silent,
+        "warning": warning,
+    }

@@ -93,12 +93,12 @@ def list_flows(
 ) -> Rows:
     """The flows that are wanted; the first `limit` of them by the sort key, in no order.
 
-    `count` is told of every flow looked at whether it matches.
+    `count` is told of every flow looked at whether it matches. A flow may come twice.
     """
     matches = matcher(wanted, statuses)
     limit, sort = wanted.limit, _SORT_KEYS[wanted.sort]
-    best: list[tuple[float, int, Flow]] = []
-    for flow in engine.table:
+    best: list[tuple[float, int, int, Flow]] = []
+    for looked_at, flow in enumerate(engine.table.walk()):
         matching = matches(flow)
         count(matching)
         if not matching:
@@ -107,12 +107,13 @@ def list_flows(
             yield flow_row(flow, worker)
         else:
             value = -sort(flow) if wanted.reverse else sort(flow)
+            entry = value, flow.id, looked_at, flow
             if len(best) < limit:
-                heappush(best, (value, flow.id, flow))
+                heappush(best, entry)
             else:
-                heappushpop(best, (value, flow.id, flow))
+                heappushpop(best, entry)
             yield None
-    for _value, _id, flow in best:
+    for _value, _id, _looked_at, flow in best:
         yield flow_row(flow, worker)
 
 
@@ -121,7 +122,7 @@ def list_hosts(engine: Engine, wanted: Hosts, statuses: Statuses, now: float) ->
     matches, is_host = matcher(wanted, statuses, of_host=True), _host_test(wanted.host)
     narrowed = any((wanted.protocol, wanted.category, wanted.verdict, wanted.status))
     sums: dict[Host, list[int]] = {}
-    for flow in engine.table:
+    for flow in engine.table.walk():
         if matches(flow):
             blocked = bool(flow.verdict.action)
             for host, as_client, sent, rcvd in (
@@ -136,15 +137,12 @@ def list_hosts(engine: Engine, wanted: Hosts, statuses: Statuses, now: float) ->
                 entry[3] += sent
                 entry[4] += rcvd
         yield None
-    for host in list(engine.hosts):
-        entry = sums.get(host) or [0, 0, 0, 0, 0]
+    if not narrowed:
+        for host in engine.verdicts.quarantined:  # all others there are have flows
+            sums.setdefault(host, [0, 0, 0, 0, 0])
+    for host, entry in sums.items():
         until = host.quarantined_until if host.quarantined_until > now else 0
-        if (
-            (narrowed and host not in sums)
-            or (wanted.quarantined and not until)
-            or host.score < wanted.min_score
-            or not is_host(host)
-        ):
+        if (wanted.quarantined and not until) or host.score < wanted.min_score or not is_host(host):
             yield None
             continue
         yield [

@@ -11,7 +11,7 @@ import contextlib
 import math
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import structlog
@@ -71,6 +71,8 @@ class Worker:
         self._accounting: Accounting | None = None
         self._link: Link | None = None
         self._answers: Answers | None = None
+        self._gathered: list[tuple[bytes, int]] | None = None
+        """Keys and marks that the kernel is to be told of together."""
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
@@ -101,6 +103,9 @@ class Worker:
         self.every(TICK, lambda: self._guarded(lambda _now: accounting.tick()))
 
         def remark(flow: Flow) -> None:
+            if self._gathered is not None:
+                self._gathered.append((flow.key, self._values[flow.share]))
+                return
             self.queue.flush()  # a mark that waits there must not overwrite this one
             try:
                 conntrack.set_mark(flow.key, self._values[flow.share], marks.mask)
@@ -108,6 +113,22 @@ class Worker:
                 self._engine_failed(error)
 
         self.engine.remark = remark
+
+    @contextlib.contextmanager
+    def _gathering(self) -> Iterator[None]:
+        """Marks that change meanwhile are told to the kernel together. No packet may be judged meanwhile."""
+        changes: list[tuple[bytes, int]] = []
+        self._gathered = changes
+        try:
+            yield
+        finally:
+            self._gathered = None
+            if changes and self._conntrack and self._marks:
+                self.queue.flush()
+                try:
+                    self._conntrack.set_marks(changes, self._marks.mask)
+                except (KernelError, OSError) as error:
+                    self._engine_failed(error)
 
     def _mark_values(self) -> list[int]:
         """The mark for each share. Who only watches drops nothing."""
@@ -152,7 +173,15 @@ class Worker:
     def answer(self, scripts: Callable[[], list[Script]]) -> None:
         """Answer the operator's questions, too, that come over the link."""
         assert self._link is not None
-        means = Means(self.engine, scripts, self.clock, self._kernel_view, self._recall, self._engine_failed)
+        means = Means(
+            engine=self.engine,
+            scripts=scripts,
+            clock=self.clock,
+            kernel=self._kernel_view,
+            recall=self._recall,
+            gathering=self._gathering,
+            failed=self._engine_failed,
+        )
         self._answers = answers = Answers(means, self._link)
         self.watch(answers, answers.step)
 

@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nedge.core.flow import Share
@@ -96,6 +96,33 @@ class Conntrack:
             if self._request(_set_mark(candidate, value, mask, _REQUEST | _ACK)):
                 return True
         return False
+
+    def set_marks(self, changes: Sequence[tuple[bytes, int]], mask: int) -> None:
+        """Change the masked bits of many marks, by key and value; passes over connections that are gone."""
+        for start in range(0, len(changes), _BATCH):
+            batch = changes[start : start + _BATCH]
+            # Without asking for answers: the kernel tells of those that it refuses, before `send` returns.
+            self._control.send(
+                b"".join(_set_mark(key, value, mask, _REQUEST, n) for n, (key, value) in enumerate(batch))
+            )
+            for number in self._refused():
+                key, value = batch[number]
+                self.set_mark(reverse_key(key), value, mask)
+
+    def _refused(self) -> list[int]:
+        """The numbers of the messages that the kernel refused."""
+        numbers: list[int] = []
+        while True:
+            try:
+                answer = self._control.recv(_READ, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return numbers
+            at = 0
+            while at + 16 <= len(answer):
+                length, kind, _, number, _ = _header.unpack_from(answer, at)
+                if kind == _NLMSG_ERROR:
+                    numbers.append(number)
+                at += max(16, length + 3 & ~3)
 
     def find(self, key: bytes) -> Connection | None:
         """The connection as it is now, by either direction's key; None: there is none."""
@@ -211,9 +238,9 @@ def _open() -> socket.socket:
     return sock
 
 
-def _message(kind: int, flags: int, family: int, attributes: bytes) -> bytes:
+def _message(kind: int, flags: int, family: int, attributes: bytes, number: int = 0) -> bytes:
     body = struct.pack("=BBH", family, 0, 0) + attributes
-    return _header.pack(16 + len(body), _CTNETLINK | kind, flags, 0, 0) + body
+    return _header.pack(16 + len(body), _CTNETLINK | kind, flags, number, 0) + body
 
 
 def _attr(kind: int, value: bytes) -> bytes:
@@ -224,9 +251,9 @@ def _u32(kind: int, value: int) -> bytes:
     return _attr(kind, _be32.pack(value))
 
 
-def _set_mark(key: bytes, value: int, mask: int, flags: int) -> bytes:
+def _set_mark(key: bytes, value: int, mask: int, flags: int, number: int = 0) -> bytes:
     attributes = _tuple(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
-    return _message(_NEW, flags, _family(key), attributes)
+    return _message(_NEW, flags, _family(key), attributes, number)
 
 
 def _family(key: bytes) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,6 +169,7 @@ class Worker:
             lambda: self.engine.now,
             lambda flow: self.kernel,
             self.recalled.append,
+            nullcontext,
             self.failures.append,
         )
         self.answers = Answers(means, self.wire)

@@ -395,7 +395,7 @@ def test_release(office: Office) -> None:
     assert office.result(command="status")["quarantined"] == [CLIENT]
     assert actions(office)["www.example"] == "drop"
     result = office.result(command="release", host=CLIENT)
-    assert result == {"host": CLIENT, "changed": 3, "silent": [], "warning": ""}
+    assert result == {"host": CLIENT, "changed": 3, "going_on": False, "silent": [], "warning": ""}
     assert let_go == [CLIENT]
     assert actions(office)["www.example"] == "pass"
     assert office.records(command="hosts", quarantined=True) == []
@@ -549,6 +549,32 @@ def test_work_comes_in_slices(office: Office, monkeypatch: pytest.MonkeyPatch) -
     assert client.answers()[0]["result"]["changed"] >= 2000
     assert {flow["verdict"] for flow in office.records(command="flows", host="10.0.0.0/8")} == {"drop"}
     client.close()
+
+
+def test_an_order_is_answered_before_it_has_come_to_all_flows(office: Office, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    many(office, 2000)
+    monkeypatch.setattr(answers, "SLICE", 0.0)
+    monkeypatch.setattr(answers, "PATIENCE", 1e-9)
+    result = office.result(command="block", target="10.0.0.0/8")
+    assert result["going_on"]
+    assert result["changed"] < 2000
+    office.until(lambda: not office.workers[0].answers._jobs)
+    assert office.records(command="flows", host="10.0.0.0/8", verdict="pass") == []
+
+
+def test_an_order_is_obeyed_to_its_end_though_its_client_has_left(office: Office, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    many(office, 2000)
+    monkeypatch.setattr(answers, "SLICE", 0.0)
+    client = Raw(office, office.server.path)
+    client.ask(command="block", target="10.0.0.0/8")
+    for _ in range(20):
+        office.turn()
+    client.close()
+    office.until(lambda: not office.server.clients)
+    assert office.workers[0].answers._jobs
+    office.until(lambda: not office.workers[0].answers._jobs)
+    monkeypatch.undo()
+    assert office.records(command="flows", host="10.0.0.0/8", verdict="pass") == []
 
 
 # Reloads

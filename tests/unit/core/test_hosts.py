@@ -156,7 +156,12 @@ def test_scores_elsewhere_are_forgiven_too_also_of_hosts_that_are_not_here() -> 
     book = HostBook(Directory())
     book.set_score_elsewhere("10.0.0.1", 0, 400)
     book.set_score_elsewhere("192.0.2.1", 0, 400)
+    six = book.acquire(SIX, 4095)
+    six.score_as_client = 50
     book.forgive("10.0.0.1")
+    assert six.held_score == 50
+    book.forgive("2001:db8::1")
+    assert six.held_score == 0
     a = book.acquire(A, 0)
     assert (a.score, a.held_score, book.acquire(B, 0).held_score) == (400, 0, 400)
     book.set_score_elsewhere("10.0.0.1", 0, 410)
