@@ -102,38 +102,20 @@ class Conntrack:
         for start in range(0, len(changes), _BATCH):
             batch = changes[start : start + _BATCH]
             # Without asking for answers: the kernel tells of those that it refuses, before `send` returns.
-            self._control.send(
-                b"".join(_set_mark(key, value, mask, _REQUEST, n) for n, (key, value) in enumerate(batch))
-            )
-            for number in self._refused():
-                key, value = batch[number]
-                self.set_mark(reverse_key(key), value, mask)
-
-    def _refused(self) -> list[int]:
-        """The numbers of the messages that the kernel refused."""
-        numbers: list[int] = []
-        while True:
-            try:
-                answer = self._control.recv(_READ, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return numbers
-            at = 0
-            while at + 16 <= len(answer):
-                length, kind, _, number, _ = _header.unpack_from(answer, at)
-                if kind == _NLMSG_ERROR:
-                    numbers.append(number)
-                at += max(16, length + 3 & ~3)
+            self._control.send(b"".join(_set_mark(key, value, mask, _REQUEST) for key, value in batch))
+            while select.select([self._control], [], [], 0)[0]:
+                for code in _refusals(self._control.recv(_READ)):
+                    if code != errno.ENOENT:
+                        raise KernelError(f"conntrack refused a mark: {os.strerror(code)}")
 
     def find(self, key: bytes) -> Connection | None:
         """The connection as it is now, by either direction's key; None: there is none."""
         self._control.send(_message(_GET, _REQUEST, _family(key), _tuple(key)))
         answer = self._control.recv(_READ)
-        for kind, connection in _connections(answer, gone=False):
-            if connection is not None:
-                return connection
-            if kind == _NLMSG_ERROR and -struct.unpack_from("=i", answer, 16)[0] != errno.ENOENT:
-                raise KernelError("conntrack refused to tell of a connection")
-        return None
+        for code in _refusals(answer):
+            if code != errno.ENOENT:
+                raise KernelError(f"conntrack refused to tell of a connection: {os.strerror(code)}")
+        return next((connection for _, connection in _connections(answer, gone=False)), None)
 
     def _request(self, message: bytes) -> bool:
         self._control.send(message)
@@ -238,9 +220,9 @@ def _open() -> socket.socket:
     return sock
 
 
-def _message(kind: int, flags: int, family: int, attributes: bytes, number: int = 0) -> bytes:
+def _message(kind: int, flags: int, family: int, attributes: bytes) -> bytes:
     body = struct.pack("=BBH", family, 0, 0) + attributes
-    return _header.pack(16 + len(body), _CTNETLINK | kind, flags, number, 0) + body
+    return _header.pack(16 + len(body), _CTNETLINK | kind, flags, 0, 0) + body
 
 
 def _attr(kind: int, value: bytes) -> bytes:
@@ -251,9 +233,9 @@ def _u32(kind: int, value: int) -> bytes:
     return _attr(kind, _be32.pack(value))
 
 
-def _set_mark(key: bytes, value: int, mask: int, flags: int, number: int = 0) -> bytes:
+def _set_mark(key: bytes, value: int, mask: int, flags: int) -> bytes:
     attributes = _tuple(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
-    return _message(_NEW, flags, _family(key), attributes, number)
+    return _message(_NEW, flags, _family(key), attributes)
 
 
 def _family(key: bytes) -> int:
@@ -272,6 +254,16 @@ def _tuple(key: bytes) -> bytes:
     return _attr(
         _TUPLE_ORIG | _NESTED, _attr(_TUPLE_IP | _NESTED, addresses) + _attr(_TUPLE_PROTO | _NESTED, proto)
     )
+
+
+def _refusals(data: bytes) -> Iterator[int]:
+    """Error codes in a read."""
+    at = 0
+    while at + 20 <= len(data):
+        length, kind, _, _, _ = _header.unpack_from(data, at)
+        if kind == _NLMSG_ERROR:
+            yield -struct.unpack_from("=i", data, at + 16)[0]
+        at += max(16, length + 3 & ~3)
 
 
 def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection | None]]:

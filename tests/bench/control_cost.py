@@ -28,6 +28,8 @@ from nedge.lab.topology import Lab
 PORTS_EACH = 100
 """Server ports that each client port talks to."""
 FIRST_PORT = 20_000
+SETTLE_SECONDS = 5.0
+"""Between two orders: the first has come to all flows by then."""
 CONFIG = (
     PORTS
     + "{workers}"
@@ -200,9 +202,12 @@ def answer(path: Path, name: str, rounds: int) -> tuple[list[float], int]:
         with Client(path) as client:
             rows = len(client.ask(command, **found).rows)
         took.append((time.perf_counter() - start) * 1000)
+        if command in ("block", "forget"):
+            time.sleep(SETTLE_SECONDS)
         if command == "forget" and number + 1 < rounds:
             with Client(path) as client:
                 client.ask("block", **found)
+            time.sleep(SETTLE_SECONDS)
     return took, rows
 
 

@@ -170,6 +170,38 @@ def test_a_blocked_domain_stops_at_once(lab: Lab, servers: ServerSet) -> None:
         assert "1 live flow changed" in ok(lab, "forget", "example")
         back(other)
         assert [order["target"] for order in records(lab, "orders")] == ["www.example"]
+        assert not any(record(lab, "status")["failures"].values())
+
+
+# Marks of two connections, by the keys of either direction, and of one that is gone.
+MARKS = """
+import select
+from nedge.core.packet import TCP, reverse_key
+from nedge.kernel.conntrack import Conntrack
+conntrack = Conntrack()
+conntrack.start_dump(0, 0)
+keys = []
+while conntrack.dumping:
+    select.select([conntrack.dump_fileno], [], [], 1)
+    keys += [connection.key for connection in conntrack.dumped() if connection.key[2] == TCP]
+four, six = sorted(keys, key=len)
+gone = four[:-2] + bytes(2)
+before = conntrack.find(six).mark
+conntrack.set_marks([(four, 1), (gone, 2), (reverse_key(six), 3)] * 150, 7)
+assert conntrack.find(gone) is None
+assert conntrack.find(reverse_key(four)).key == four
+assert conntrack.set_mark(gone, 1, 7) is False
+assert conntrack.find(six).mark & ~7 == before & ~7
+print(conntrack.find(four).mark & 7, conntrack.find(six).mark & 7)
+"""
+
+
+def test_marks_of_many_connections(lab: Lab, servers: ServerSet) -> None:
+    with Gateway(lab, CONFIG):
+        assert curl(lab, f"http://{SERVER}/")
+        assert curl(lab, "http://[fd99::1]/")
+        done = lab.gateway.run([sys.executable, "-c", MARKS])
+        assert (done.stdout, done.stderr) == ("1 3\n", "")
 
 
 def test_unblock_wins_over_scripts(lab: Lab, servers: ServerSet) -> None:
