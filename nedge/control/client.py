@@ -15,11 +15,10 @@ import orjson
 
 from nedge.config import Config
 from nedge.control.protocol import VERSION, ControlError, Kind, Message, encode
-from nedge.kernel.state import namespace_dir
+from nedge.kernel.state import SOCKET, namespace_dir
 
 TIMEOUT = 30.0
 """Seconds without a word from the gateway. A reload has long lists to read."""
-SUFFIX = ".sock"
 _READ = 1 << 18
 
 
@@ -130,9 +129,9 @@ def find_socket(config: Config | None = None, path: Path | None = None) -> Path:
         return path
     directory = namespace_dir()
     if config is not None:
-        return config.control.socket or directory / f"{config.gateway.bridge}{SUFFIX}"
+        return config.control.socket or directory / f"{config.gateway.bridge}{SOCKET}"
     try:
-        found = sorted(entry for entry in directory.iterdir() if entry.suffix == SUFFIX)
+        found = sorted(entry for entry in directory.iterdir() if entry.suffix == SOCKET)
     except FileNotFoundError:
         found = []
     except PermissionError:
@@ -144,6 +143,14 @@ def find_socket(config: Config | None = None, path: Path | None = None) -> Path:
             "for one that listens elsewhere give --config or --socket",
         )
     if len(found) > 1:
+        found = [entry for entry in found if _is_alive(entry)] or found
+    if len(found) > 1:
         names = ", ".join(str(entry) for entry in found)
         raise ControlError(Kind.USAGE, f"several gateways are running; name one by --socket: {names}")
     return found[0]
+
+
+def _is_alive(path: Path) -> bool:
+    """Whether somebody listens there: a gateway that crashed leaves its socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(os.fspath(path)) == 0

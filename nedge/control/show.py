@@ -86,7 +86,8 @@ def when(epoch: float) -> str:
 
 
 def until(epoch: float) -> str:
-    return "for good" if not epoch else f"until {when(epoch)} ({span(max(0, epoch - time.time()))})"
+    """When something ends; 0: never."""
+    return "for good" if not epoch else f"until {when(epoch)} ({span(max(0, round(epoch - time.time())))})"
 
 
 # Flows, hosts, scripts, orders

@@ -107,9 +107,15 @@ def _statuses(story: Story) -> Iterator[RenderableType]:
             text(status["score"]),
             text(status["cli_score"]),
             text(status["srv_score"]),
-            text("" if status["info"] is None else status["info"]),
+            text(_info(status["info"])),
         )
     yield made
+
+
+def _info(info: Any) -> str:
+    if isinstance(info, dict):
+        return ", ".join(f"{name}: {value}" for name, value in info.items())
+    return "" if info is None else str(info)
 
 
 def _verdict(story: Story) -> Iterator[RenderableType]:

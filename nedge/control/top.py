@@ -220,7 +220,7 @@ class Top(App[str]):
             if shown.matched > len(shown.records)
             else shown.matched
         )
-        words = [f"{of} {view}"]
+        words = [f"{view}: {of}"]
         if view in self.sorts:
             words.append(f"by {self.sorts[view]}{', lowest first' if self.reverse else ''}")
         if self.filter and view is not View.SCRIPTS:

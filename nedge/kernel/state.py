@@ -24,6 +24,7 @@ from typing import Any
 from nedge.kernel.errors import KernelError
 
 RUN_DIR = Path("/run/nedge")
+SOCKET = ".sock"
 _SO_NETNS_COOKIE = 71  # Linux 5.14; not yet in Python's socket module
 
 Section = dict[str, Any]
@@ -101,6 +102,7 @@ class State:
         """Let another process have this bridge."""
         if self._lock < 0:
             return
+        (self.directory / f"{self.bridge}{SOCKET}").unlink(missing_ok=True)  # a crash may have left it
         self._lock_path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: a record, or another bridge's
             self.directory.rmdir()
@@ -112,7 +114,7 @@ class State:
         """Where the gateway listens for the operator. `shared`: others than root can get there, too."""
         if shared:
             self.directory.chmod(0o755)
-        return self.directory / f"{self.bridge}.sock"
+        return self.directory / f"{self.bridge}{SOCKET}"
 
     def get(self, section: str) -> Section | None:
         """What is recorded under this name, None if nothing is."""

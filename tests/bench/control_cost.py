@@ -148,7 +148,16 @@ def measure(lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
             ordered = sorted(took)
             p99 = ordered[int(len(ordered) * 0.99)]
             say(options, f"{name:48} {statistics.median(took):7.2f} {p99:8.2f} {ordered[-1]:8.2f}")
-        return {"flows": live, "answers": answers, "typed": typed, "latency": samples}
+        with Client(path) as client:
+            left = client.ask("status").result["live_flows"]
+        say(options, f"\n{left} flows are live at the end")
+        return {
+            "flows": live,
+            "flows_at_the_end": left,
+            "answers": answers,
+            "typed": typed,
+            "latency": samples,
+        }
 
 
 def say(options: argparse.Namespace, text: str) -> None:
@@ -169,6 +178,8 @@ class QuietGateway(Gateway):
 
 def fill(lab: Lab, path: Path, count: int) -> None:
     """Open so many flows, and have them be classified, as far as they can be."""
+    keys = [f"net.netfilter.nf_conntrack_udp_timeout{suffix}=3600" for suffix in ("", "_stream")]
+    lab.gateway.run(["sysctl", "-qw", *keys], check=True)  # else the flows end with their connections
     server = lab.server.popen([sys.executable, "-c", LISTEN], stdout=subprocess.PIPE)
     assert server.stdout
     server.stdout.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -45,9 +46,19 @@ def test_where_the_gateway_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (directory / "br0.sock").touch()
     assert find_socket() == directory / "br0.sock"
     (directory / "br1.sock").touch()
-    assert found() == (
+    several = (
         f"several gateways are running; name one by --socket: {directory}/br0.sock, {directory}/br1.sock"
     )
+    assert found() == several
+    with contextlib.ExitStack() as stack:
+        for name in ("br1", "br0"):
+            (directory / f"{name}.sock").unlink()
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(directory / f"{name}.sock"))
+            listener.listen()
+            if name == "br1":
+                assert find_socket() == directory / "br1.sock", "the other is what a crash left"
+        assert found() == several
     assert find_socket(Config()) == directory / "nedge0.sock"
     assert find_socket(None, Path("x")) == Path("x")
     path = tmp_path / "nedge.toml"
