@@ -18,13 +18,19 @@ from typing import Protocol
 
 import structlog
 
-from nedge.config import Config
+from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
 from nedge.core.marks import Marks
+from nedge.core.orders import OrderBook
+from nedge.gateway.control import ControlServer
+from nedge.gateway.desk import Desk
 from nedge.gateway.keeper import Keeper, forget_quarantine
+from nedge.gateway.link import Link
+from nedge.gateway.orders import OrderFile
 from nedge.gateway.rejecting import Rejector
+from nedge.gateway.reloading import Reloading
 from nedge.gateway.signals import stop_signals
-from nedge.gateway.supervisor import Link, Supervisor
+from nedge.gateway.supervisor import Supervisor
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
@@ -35,6 +41,7 @@ from nedge.kernel.frames import FrameRules, Vlans, forget_frames
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
+from nedge.scripts.loader import Script
 
 LINK_DEADLINE = 5.0
 MARKS = "marks"
@@ -47,6 +54,10 @@ class Judging(Protocol):
     """What judges, in one worker."""
 
     engine: Engine
+
+    @property
+    def scripts(self) -> list[Script]:
+        """The scripts that run now."""
 
     def renew(self, config: Config) -> None:
         """Judge by another configuration. Raises, and then nothing has changed."""
@@ -107,11 +118,18 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     if gateway.offload:
         marks = adopt_marks(gateway.mark_mask, state)
         put_back(partial(forget_marks, marks, state))
-    supervisor = Supervisor(count, partial(work, config, parts.make_judging, marks, fail_open), signals)
+    orders = OrderFile(config.control.state, gateway.bridge)
+    orders.load()
+    supervisor = Supervisor(
+        count, partial(work, config, parts.make_judging, marks, fail_open, orders.book), signals
+    )
     keeper: Keeper | None = None
+    desk: Desk | None = None
 
     def tell_totals() -> None:
-        log.info("gateway_totals", **supervisor.totals(), **(keeper.figures() if keeper else {}))
+        figures = supervisor.totals()
+        figures |= (keeper.figures() if keeper else {}) | (desk.counters() if desk else {})
+        log.info("gateway_totals", **figures)
 
     undo.callback(tell_totals)  # the workers' last words count
     undo.callback(supervisor.stop)
@@ -143,6 +161,16 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     supervisor.on_cut = keeper.cut
     keeper.watch(supervisor.watch)
     supervisor.every(0.2, keeper.tick)
+    server = ControlServer(
+        config.control.socket or state.socket(shared=config.control.group is not None),
+        config.control.group,
+        supervisor,
+    )
+    server.open()
+    undo.callback(server.close)
+    reloading = Reloading(supervisor, signals)
+    desk = Desk(config, marks, supervisor, server, orders, reloading)
+    desk.let_go = keeper.let_go
 
     log.info(
         "gateway_ready",
@@ -160,17 +188,24 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         if signals.stop is not None:
             break
         signals.reload = False
-        renewed = renew(config, parts.reread) if parts.reread else None
-        if renewed is None:
+        reloading.begins()
+        try:
+            config, notes = renew(config, parts.reread)
+        except Exception as error:
+            log.error("reload_failed", reason=str(error))
+            reloading.failed(str(error))
             continue
-        config, marks = renewed, marks.next() if marks else None
+        marks = marks.next() if marks else None
+        desk.config, desk.marks = config, marks
         if marks:
             state.put(MARKS, {"generation": marks.generation})
-        supervisor.renew(partial(work, config, parts.make_judging, marks, fail_open), config, marks)
+        renewed = partial(work, config, parts.make_judging, marks, fail_open, orders.book)
+        supervisor.renew(renewed, config, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         keeper.enforce(marks, exempt(config, parts))
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
+        reloading.sent(notes)
         log.info("reloaded")
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
 
@@ -209,21 +244,28 @@ def clear_marks(marks: Marks, *, but: int | None = None) -> None:
         log.info("marks_cleared", connections=cleared, mask=hex(marks.mask))
 
 
-def renew(config: Config, reread: Callable[[], Config]) -> Config | None:
-    """The configuration as it is now; None, and a line in the log, if it cannot be used."""
-    try:
-        renewed = reread()
-    except Exception as error:
-        log.error("reload_failed", reason=str(error))
-        return None
-    if renewed.gateway != config.gateway:
-        log.warning("reload_in_part", reason="changes in [gateway] take effect when nedge starts again")
-        renewed = renewed.model_copy(update={"gateway": config.gateway})
-    return renewed
+def renew(config: Config, reread: Callable[[], Config] | None) -> tuple[Config, list[str]]:
+    """The configuration as it is now, and what of it has to wait. Raises if it cannot be used."""
+    if reread is None:
+        raise ConfigError("there is no file to read again: nedge was started without --config")
+    renewed, notes = reread(), []
+    for section in ("gateway", "control"):
+        former = getattr(config, section)
+        if getattr(renewed, section) != former:
+            notes.append(f"changes in [{section}] take effect when nedge starts again")
+            log.warning("reload_in_part", reason=notes[-1])
+            renewed = renewed.model_copy(update={section: former})
+    return renewed, notes
 
 
 def work(
-    config: Config, make_judging: JudgingMaker, marks: Marks | None, fail_open: bool, number: int, link: Link
+    config: Config,
+    make_judging: JudgingMaker,
+    marks: Marks | None,
+    fail_open: bool,
+    orders: OrderBook,
+    number: int,
+    link: Link,
 ) -> int:
     """What a worker process does: judge what its queue brings, until it is told to stop."""
     gateway = config.gateway
@@ -241,7 +283,9 @@ def work(
         )
         worker.orient(ports[: len(gateway.lan)])
         worker.watch(signals, worker.stop)
+        judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
         worker.report_to(link, judging.renew)
+        worker.answer(lambda: judging.scripts)
         link.send({"ready": True})
         worker.run()
         worker.close()

@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nedge.core.flow import Share
@@ -104,6 +104,26 @@ class Conntrack:
             if self._request(_set_mark(candidate, value, mask, _REQUEST | _ACK)):
                 return True
         return False
+
+    def set_marks(self, changes: Sequence[tuple[bytes, int]], mask: int) -> None:
+        """Change the masked bits of many marks, by key and value; passes over connections that are gone."""
+        for start in range(0, len(changes), _BATCH):
+            batch = changes[start : start + _BATCH]
+            # Without asking for answers: the kernel tells of those that it refuses, before `send` returns.
+            self._control.send(b"".join(_set_mark(key, value, mask, _REQUEST) for key, value in batch))
+            while select.select([self._control], [], [], 0)[0]:
+                for code in _refusals(self._control.recv(_READ)):
+                    if code != errno.ENOENT:
+                        raise KernelError(f"conntrack refused a mark: {os.strerror(code)}")
+
+    def find(self, key: bytes) -> Connection | None:
+        """The connection as it is now, by either direction's key; None: there is none."""
+        self._control.send(_message(_GET, _REQUEST, _family(key), _identity(key)))
+        answer = self._control.recv(_READ)
+        for code in _refusals(answer):
+            if code != errno.ENOENT:
+                raise KernelError(f"conntrack refused to tell of a connection: {os.strerror(code)}")
+        return next((connection for _, connection in _connections(answer, gone=False)), None)
 
     def _request(self, message: bytes) -> bool:
         self._control.send(message)
@@ -228,14 +248,17 @@ def _u32(kind: int, value: int) -> bytes:
 
 
 def _set_mark(key: bytes, value: int, mask: int, flags: int) -> bytes:
-    attributes = _tuple(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
-    if key[0] or key[1]:
-        attributes += _attr(_ZONE, key[:2])
+    attributes = _identity(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
     return _message(_NEW, flags, _family(key), attributes)
 
 
 def _family(key: bytes) -> int:
     return socket.AF_INET6 if len(key) > HEAD_LENGTH + 12 else socket.AF_INET
+
+
+def _identity(key: bytes) -> bytes:
+    """What names a connection: CTA_TUPLE_ORIG, and its zone if it has one."""
+    return _tuple(key) + _attr(_ZONE, key[:2]) if key[0] or key[1] else _tuple(key)
 
 
 def _tuple(key: bytes) -> bytes:
@@ -250,6 +273,16 @@ def _tuple(key: bytes) -> bytes:
     return _attr(
         _TUPLE_ORIG | _NESTED, _attr(_TUPLE_IP | _NESTED, addresses) + _attr(_TUPLE_PROTO | _NESTED, proto)
     )
+
+
+def _refusals(data: bytes) -> Iterator[int]:
+    """Error codes in a read."""
+    at = 0
+    while at + 20 <= len(data):
+        length, kind, _, _, _ = _header.unpack_from(data, at)
+        if kind == _NLMSG_ERROR:
+            yield -struct.unpack_from("=i", data, at + 16)[0]
+        at += max(16, length + 3 & ~3)
 
 
 def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection | None]]:
@@ -296,7 +329,7 @@ def _parse_tuple(data: bytes, at: int, width: int) -> bytes:
     if width == _ip4_with_ports.size:
         source, target, proto, source_port, target_port = _ip4_with_ports.unpack_from(data, at)
         ports = source_port + target_port if proto in _WITH_PORTS else bytes(4)
-        return bytes((0, 0, proto)) + source + target + ports
+        return b"".join((bytes((0, 0, proto)), source, target, ports))
     end = at + width
     at += 4
     attribute = _attribute.unpack_from
