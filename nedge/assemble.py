@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import Path
 
 import maxminddb
@@ -18,11 +17,12 @@ from nedge.core.facts import Classifier
 from nedge.core.hosts import CountryLookup, Directory
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.limits import Limits
-from nedge.core.lists import DomainSet, Network, NetworkSet
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
 from nedge.export.eve import EveFile
+from nedge.lists import job
+from nedge.lists.loading import ListSets, Loader, load_lists, read_lists
 from nedge.scripts.api import Context
 from nedge.scripts.loader import load_scripts
 from nedge.scripts.runner import Runner
@@ -38,40 +38,54 @@ class Assembly:
     engine: Engine
     runner: Runner
     classifier: NdpiClassifier
+    config: Config
+    load: Loader
 
-    def renew(self, config: Config) -> None:
-        """Judge by another configuration from now on. Raises ConfigError, and then nothing has changed."""
-        directory, names = make_directory(config), make_name_lists(config)
-        runner = make_runner(config, self.classifier)
+    def renew(self, config: Config | None) -> None:
+        """Judge by another configuration from now on; None: by the lists and databases as they are now.
+
+        With the same configuration scripts stay, with all they know. Raises ConfigError, and then nothing
+        has changed.
+        """
+        runner = make_runner(config, self.classifier) if config else self.runner
+        config = config or self.config
+        lists = self.load(config.lists)
+        directory = make_directory(config, lists)
         runner.context = self.runner.context
         self.engine.renew(
             scripts=runner,
             policy=make_policy(config),
             directory=directory,
             limits=make_limits(config),
-            names=names,
+            names=make_name_lists(lists),
         )
+        if runner.context is not None:
+            runner.context.fingerprints = lists.malware_fingerprints
         self.engine.inspector.keep_match_payload = runner.wants_match_packet
-        self.runner.close()
-        self.runner = runner
+        if runner is not self.runner:
+            self.runner.close()
+            self.runner = runner
+        self.config = config
 
     def close(self) -> None:
         self.runner.close()
         self.classifier.close()
 
 
-def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: ignore) -> Assembly:
-    """Build everything that judges; `sink_for` makes what its events go to.
+def assemble(
+    config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: ignore, load: Loader = read_lists
+) -> Assembly:
+    """Build everything that judges; `sink_for` makes what its events go to, `load` gives the lists.
 
     Raises ConfigError, or DpiError if no usable libndpi is found.
     """
-    directory = make_directory(config)
-    names = make_name_lists(config)
+    lists = load(config.lists)
+    directory = make_directory(config, lists)
     classifier = NdpiClassifier(load_library(config.dpi.library))
     runner = make_runner(config, classifier)
     inspector = Inspector(
         classifier,
-        names=names,
+        names=make_name_lists(lists),
         detection_packets=config.limits.detection_packets,
         watch_http=config.dpi.watch_http,
         keep_match_payload=runner.wants_match_packet,
@@ -90,8 +104,9 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
         risk_names=classifier.risk_names,
         risks=lambda flow: flow.dpi.risks() if flow.dpi is not None else flow.risks,
         action=lambda flow: engine.verdicts.action(flow, engine.now),
+        fingerprints=lists.malware_fingerprints,
     )
-    return Assembly(engine, runner, classifier)
+    return Assembly(engine, runner, classifier, config, load)
 
 
 def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
@@ -136,52 +151,25 @@ def make_limits(config: Config) -> Limits:
     )
 
 
-def make_directory(config: Config) -> Directory:
-    """What is known of addresses. Raises ConfigError for an unreadable list or database."""
+def make_directory(config: Config, lists: ListSets) -> Directory:
+    """What is known of addresses. Raises ConfigError for an unreadable database."""
     return Directory(
         local_networks=config.network.local,
         own_addresses=config.network.own_addresses,
-        malware=_networks(config.lists.malware_hosts),
-        allowed=_networks(config.lists.allow_hosts),
+        malware=lists.malware_hosts,
+        allowed=lists.allow_hosts,
         country=_country_lookup(config.geoip.country_database),
     )
 
 
-def make_name_lists(config: Config) -> NameLists:
-    """The domain lists. Raises ConfigError for an unreadable one."""
-    lists = config.lists
+def make_name_lists(lists: ListSets) -> NameLists:
+    """What is known of names."""
     return NameLists(
-        malware=_domains(lists.malware_domains),
-        mining=_domains(lists.mining_domains),
-        advertisement=_domains(lists.advertisement_domains),
+        malware=lists.malware_domains,
+        mining=lists.mining_domains,
+        advertisement=lists.advertisement_domains,
+        allowed=lists.allow_domains,
     )
-
-
-def _entries(path: Path) -> list[tuple[int, str]]:
-    """Line number and entry, comments and empty lines left out."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigError(f"list {path}: cannot be read: {error.strerror}") from None
-    stripped = ((number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1))
-    return [(number, entry) for number, entry in stripped if entry]
-
-
-def _networks(paths: list[Path]) -> NetworkSet:
-    entries: list[Network] = []
-    for path in paths:
-        for number, entry in _entries(path):
-            try:
-                entries.append(ip_network(entry, strict=False))
-            except ValueError:
-                raise ConfigError(
-                    f"list {path}:{number}: found {entry!r}; allowed is an address or a network"
-                ) from None
-    return NetworkSet(entries)
-
-
-def _domains(paths: list[Path]) -> DomainSet:
-    return DomainSet(entry for path in paths for _, entry in _entries(path))
 
 
 def _country_lookup(path: Path | None) -> CountryLookup | None:
@@ -209,7 +197,8 @@ def rehearse(config: Config) -> None:
 
     Raises ConfigError or DpiError.
     """
-    assembly = assemble(config)
+    job.prepare(config)
+    assembly = assemble(config, load=load_lists)
     if config.eve.path is not None:
         _event_file(config.eve.path, assembly.classifier).close()
     assembly.close()
@@ -233,7 +222,7 @@ def live(config: Config) -> Iterator[Assembly]:
         files.append(_event_file(config.eve.path, classifier))
         return files[0]
 
-    assembly = assemble(config, sink_for)
+    assembly = assemble(config, sink_for, load_lists)
     try:
         yield assembly
     finally:

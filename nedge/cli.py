@@ -16,6 +16,7 @@ from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
 from nedge.dpi import DpiError
 from nedge.lab.cli import app as lab
+from nedge.lists.cli import app as lists
 
 app = typer.Typer(
     name="nedge",
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(lab, name="lab")
+app.add_typer(lists, name="lists")
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML).")

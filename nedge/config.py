@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -43,9 +44,24 @@ def _address(value: str) -> str:
         raise ValueError("an IPv4 or IPv6 address") from None
 
 
+def _source(value: Any) -> Path | str:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("the path of a file, or a URL that starts with http:// or https://")
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return Path(value)
+    if scheme.lower() not in ("http", "https") or not urlsplit(value).hostname or rest.split() != [rest]:
+        raise ValueError("the path of a file, or a URL that starts with http:// or https://")
+    return value
+
+
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
 File = Annotated[Path, Field(strict=False)]
+Source = Annotated[Path | str, PlainValidator(_source)]
+"""Where a list comes from: a file, or (a string) a URL."""
 PassOrDrop = Literal["pass", "drop"]
 Score = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
@@ -163,15 +179,27 @@ class Limits(_Section):
 
 
 class Lists(_Section):
-    """Files with one entry a line; # starts a comment. Relative paths: to the configuration file."""
+    """Files and URLs with one entry a line. Relative paths: to the configuration file."""
 
-    malware_hosts: list[File] = []
+    malware_hosts: list[Source] = []
     """Addresses and networks."""
-    malware_domains: list[File] = []
-    mining_domains: list[File] = []
-    advertisement_domains: list[File] = []
-    allow_hosts: list[File] = []
+    malware_domains: list[Source] = []
+    malware_fingerprints: list[Source] = []
+    """JA3 and JA4 fingerprints of TLS clients."""
+    mining_domains: list[Source] = []
+    advertisement_domains: list[Source] = []
+    allow_hosts: list[Source] = []
     """Addresses and networks that are never blocked, except by the operator."""
+    allow_domains: list[Source] = []
+    """Domains of which the same is true."""
+    refresh_hours: Annotated[float, Field(ge=0, le=8784)] = 24
+    """How often URLs are asked for news, and files looked at; 0 = only on demand."""
+    cache_directory: File = Path("/var/cache/nedge")
+    """Where downloads are kept, and lists in the form in which workers share them."""
+    max_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
+    """The largest download that is taken."""
+    min_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """A download with less than this part of the entries that the one before had is not taken."""
 
 
 class GeoIP(_Section):
@@ -283,7 +311,12 @@ def _resolve(config: Config, base: Path) -> Config:
     def at(path: Path) -> Path:
         return base / path.expanduser()
 
-    lists = {name: [at(path) for path in getattr(config.lists, name)] for name in Lists.model_fields}
+    lists: dict[str, Any] = {
+        name: [at(source) if isinstance(source, Path) else source for source in value]
+        for name, value in config.lists
+        if isinstance(value, list)
+    }
+    lists["cache_directory"] = at(config.lists.cache_directory)
     database, events = config.geoip.country_database, config.eve.path
     return config.model_copy(
         update={

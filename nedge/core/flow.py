@@ -78,6 +78,7 @@ class Flow:
         "accounted",
         "alerted_score",
         "alerted_status",
+        "allowed",
         "blacklisted",
         "bytes_rcvd",
         "bytes_sent",
@@ -206,6 +207,8 @@ class Flow:
         self.risks = 0
         self.blacklisted = False
         """By an address or name list."""
+        self.allowed = False
+        """By a name list; what is known of addresses is the hosts'."""
         self.match_length = 0
         self.match_payload: bytes | None = None
         """Payload of the packet on which detection completed."""

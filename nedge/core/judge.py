@@ -109,7 +109,7 @@ class Judge:
         return Evidence(
             detected=flow.detected,
             operator=_strongest(flow.operator, client.operator, server.operator),
-            allowed=client.allowed or server.allowed,
+            allowed=client.allowed or server.allowed or flow.allowed,
             status_map=flow.status_map,
             score=flow.score,
             client_score=self._host_score(client, now) if self.policy.host_drop_score else 0,

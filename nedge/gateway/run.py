@@ -31,6 +31,7 @@ from nedge.kernel.errors import KernelError
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
+from nedge.lists.schedule import Refresher
 
 LINK_DEADLINE = 5.0
 MARKS = "marks"
@@ -44,8 +45,8 @@ class Judging(Protocol):
 
     engine: Engine
 
-    def renew(self, config: Config) -> None:
-        """Judge by another configuration. Raises, and then nothing has changed."""
+    def renew(self, config: Config | None) -> None:
+        """Judge by another configuration, or (None) by newer lists. Raises, and then nothing has changed."""
 
 
 JudgingMaker = Callable[[Config], AbstractContextManager[Judging]]
@@ -129,25 +130,32 @@ def _run(
         queue=gateway.queue,
         workers=count,
     )
+    refresher = Refresher(config)
+    undo.callback(refresher.close)
+    supervisor.steps.append(refresher.tick)
     started = time.monotonic()
     while True:
-        supervisor.serve()
+        supervisor.serve(until=refresher.changed)
         if signals.stop is not None:
             break
-        signals.reload = False
-        renewed = renew(config, reread) if reread else None
-        if renewed is None:
-            continue
-        config, marks = renewed, marks.next() if marks else None
+        renewed = None
+        if signals.reload:
+            signals.reload = False
+            renewed = renew(config, reread) if reread else None
+            if renewed is None:
+                continue
+            config = renewed
+        refresher.renew(config)
+        marks = marks.next() if marks else None
         if marks:
             state.put(MARKS, {"generation": marks.generation})
-        supervisor.renew(partial(work, config, make_judging, marks, fail_open), config, marks)
+        supervisor.renew(partial(work, config, make_judging, marks, fail_open), renewed, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         rules = replace(rules, marks=marks)
         rules.install()
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
-        log.info("reloaded")
+        log.info("reloaded" if renewed else "lists_renewed")
     log.info("gateway_totals", **supervisor.totals())
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
 

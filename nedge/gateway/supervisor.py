@@ -6,7 +6,7 @@ object a message:
     worker -> supervisor    {"ready": true}, {"failed": "why"},
                             {"beat": {counters}}, {"hosts": [[ip, vlan, score]]}
     supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
-                            {"renew": configuration, "generation": of marks}
+                            {"renew": configuration, or null: only its lists, "generation": of marks}
 
 A worker ends when its supervisor does: the rules stay, open or closed as configured, and
 the next start takes them over.
@@ -120,6 +120,8 @@ class Supervisor:
         self._selector.register(signals, selectors.EVENT_READ, None)
         self._stopping = False
         self.restarts = 0
+        self.steps: list[Callable[[], None]] = []
+        """Called from the loop, about four times a second."""
         self._scores: dict[tuple[str, int], dict[int, int]] = {}
         """Host -> worker -> score there."""
 
@@ -143,18 +145,25 @@ class Supervisor:
         """A signal to stop has come."""
         return self._signals.stop is not None
 
-    def serve(self, seconds: float = float("inf")) -> None:
-        """Look after the workers until a signal comes, or for so many seconds."""
+    def serve(self, seconds: float = float("inf"), until: Callable[[], bool] = lambda: False) -> None:
+        """Look after the workers until a signal comes, or for so many seconds, or until something is so."""
         end = time.monotonic() + seconds
         while not self.stopping and not self._signals.reload and time.monotonic() < end:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
             self._replace(time.monotonic())
+            for step in self.steps:
+                step()
+            if until():
+                return
 
-    def renew(self, work: Callable[[int, Link], int], config: Config, marks: Marks | None) -> None:
-        """All workers judge by another configuration from now on; those that start later, too."""
+    def renew(self, work: Callable[[int, Link], int], config: Config | None, marks: Marks | None) -> None:
+        """All workers judge by another configuration from now on; those that start later, too.
+
+        config: None for the same with lists that are new.
+        """
         self._work = work
         message = {
-            "renew": config.model_dump(mode="json"),
+            "renew": config.model_dump(mode="json") if config else None,
             "generation": marks.generation if marks else 0,
         }
         for child in self._children:

@@ -134,10 +134,10 @@ class Worker:
         """Call `ready` from the loop whenever `fileobj` is readable."""
         self._selector.register(fileobj, selectors.EVENT_READ, ready)
 
-    def report_to(self, link: Link, renew: Callable[[Config], None]) -> None:
+    def report_to(self, link: Link, renew: Callable[[Config | None], None]) -> None:
         """Send heartbeats to the supervisor, hear its messages, and end when it does.
 
-        renew: makes the engine judge by another configuration.
+        renew: makes the engine judge by another configuration; None: by the same with newer lists.
         """
         self._link = link
         self._renew = renew
@@ -175,11 +175,11 @@ class Worker:
             if "renew" in message:
                 self._take_over(message["renew"], message["generation"])
 
-    def _take_over(self, config: dict[str, Any], generation: int) -> None:
+    def _take_over(self, config: dict[str, Any] | None, generation: int) -> None:
         """Another configuration. It has been checked; should it fail here, another worker starts."""
         assert self._link is not None
         try:
-            self._renew(Config.model_validate(config))
+            self._renew(Config.model_validate(config) if config else None)
         except Exception as error:
             self._engine_failed(error)
             self.stop()
