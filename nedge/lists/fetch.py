@@ -17,8 +17,6 @@ SILENCE = 30.0
 PATIENCE = 300.0
 """Seconds that a whole download may take."""
 _RETRIES = urllib3.Retry(connect=1, read=1, redirect=5, status=0, other=0, backoff_factor=0.5)
-    total=5, connect=2, read=1, redirect=5, status=1, backoff_factor=1, status_forcelist=[503]
-)
 _CHUNK = 1 << 16
 _GZIP = b"\x1f\x8b"
 
