@@ -37,9 +37,9 @@ class Download:
     """SHA-256 of the last good one."""
     entries: int = 0
     """Of the last good one."""
-    taken: float = 0
+    taken: float = 0.0
     """When the last good one came; 0: there is none."""
-    asked: float = 0
+    asked: float = 0.0
     """When the server was last asked."""
     failures: int = 0
     """In all."""
@@ -63,8 +63,8 @@ class Packed:
     """Different entries."""
     crc: int = 0
     """CRC-32 of the packed form."""
-    made: float = 0
-    looked: float = 0
+    made: float = 0.0
+    looked: float = 0.0
     """When its sources were last looked at."""
     failures: int = 0
     error: str = ""

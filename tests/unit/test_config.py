@@ -283,7 +283,9 @@ def test_every_failure_has_a_policy() -> None:
 def test_lists(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "hosts").write_text("# comment\n\n192.0.2.1  # one\n198.51.100.0/24\n2001:db8::/32\r\n")
     (tmp_path / "names").write_text("Bad.Example\n*.worse.example # x\n")
-    lists = read_lists(load(write("lists.malware_hosts = ['hosts']\nlists.malware_domains = ['names']")).lists)
+    lists = read_lists(
+        load(write("lists.malware_hosts = ['hosts']\nlists.malware_domains = ['names']")).lists
+    )
     assert len(lists.malware_hosts) == 3
     names = make_name_lists(lists)
     assert names.category("www.bad.example") == (100, "Malware")

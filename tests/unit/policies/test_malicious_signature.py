@@ -105,6 +105,19 @@ def test_files_in_any_case(listed: str, library: str, tmp_path: Path) -> None:
     assert run(f'files = ["{tmp_path}/list"]', library).statuses == ["status_malicious_signature"]
 
 
+def test_the_lists_of_the_configuration(listed: str, library: str, tmp_path: Path) -> None:
+    (tmp_path / "ja").write_text(f"{listed},2020-01-01,why\n")
+    lists = f'[lists]\nmalware_fingerprints = ["{tmp_path}/ja"]\n'
+    packets = Tcp().handshake().client(HELLO).packets
+    judged = judge(packets, lists, ["malicious_signature"], library)
+    assert judged.statuses == ["status_malicious_signature"]
+    assert judged.scores == (100, 100, 5)
+    assert [list(record["nedge"]["info"].values()) for record in judged.alerts] == [[listed]]
+    assert judge(tls("1.0").packets, lists, ["malicious_signature"], library).statuses == []
+    both = lists + f'[scripts.malicious_signature]\nsignatures = ["{listed}"]'
+    assert judge(packets, both, ["malicious_signature"], library).scores == (100, 100, 5)
+
+
 def test_several_files_and_signatures(listed: str, library: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("aaaa\n")
     (tmp_path / "b").write_text(f"{listed}\n")
