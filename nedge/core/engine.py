@@ -280,6 +280,8 @@ class Engine:
         if flow.server_score:
             self.hosts.score_changed(flow.server)
         flow.forget_statuses()
+        self.hosts.refresh(flow.client)
+        self.hosts.refresh(flow.server)
         self.inspector.classify_anew(flow)
         if flow.detected:
             self.run_hook(flow, Hook.PROTOCOL_DETECTED, now)

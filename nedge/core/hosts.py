@@ -30,6 +30,7 @@ class Host:
         "address",
         "allowed",
         "blacklisted",
+        "directory",
         "flows",
         "ip",
         "local",
@@ -48,6 +49,8 @@ class Host:
         self.ip = ip_text(address)
         self.flows = 0
         """Live flows it is an end of."""
+        self.directory: Directory | None = None
+        """That which described it."""
         self.local = False
         self.unicast = True
         self.blacklisted = False
@@ -111,6 +114,7 @@ class Directory:
     def describe(self, host: Host) -> None:
         """Fill in what depends on lists and configuration."""
         ip = host.ip
+        host.directory = self
         host.local = self.is_local(ip)
         host.unicast = self.is_unicast(ip)
         host.blacklisted = ip in self._malware
@@ -137,11 +141,17 @@ class HostBook:
         host = self._hosts.get((vlan, address))
         if host is None:
             host = self._hosts[vlan, address] = Host(address, vlan)
-            self.directory.describe(host)
             if self._elsewhere:
                 host.score_elsewhere = self._elsewhere.get((vlan, address), 0)
+        if host.directory is not self.directory:
+            self.directory.describe(host)
         host.flows += 1
         return host
+
+    def refresh(self, host: Host) -> None:
+        """Describe a live host anew, if there is a new directory."""
+        if host.directory is not self.directory:
+            self.directory.describe(host)
 
     def score_changed(self, host: Host) -> None:
         """Note that flows here changed a host's score."""
@@ -188,7 +198,5 @@ class HostBook:
             self._hosts.pop((host.vlan, host.address), None)
 
     def replace_directory(self, directory: Directory) -> None:
-        """New lists or configuration: every live host is described anew."""
+        """New lists or configuration. Hosts are described anew as they come up: all at once takes long."""
         self.directory = directory
-        for host in self._hosts.values():
-            directory.describe(host)
