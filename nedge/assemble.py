@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +19,7 @@ from nedge.core.limits import Limits
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
-from nedge.export.eve import EveFile
-from nedge.lists import job
-from nedge.lists.loading import ListSets, Loader, load_lists, read_lists
+from nedge.lists.loading import ListSets, Loader, read_lists
 from nedge.scripts.api import Context
 from nedge.scripts.loader import load_scripts
 from nedge.scripts.runner import Runner
@@ -73,11 +70,14 @@ class Assembly:
 
 
 def assemble(
-    config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: ignore, load: Loader = read_lists
+    config: Config,
+    sink_for: Callable[[Classifier], Sink] = lambda _: ignore,
+    load: Loader = read_lists,
+    first_id: int = 1,
 ) -> Assembly:
     """Build everything that judges; `sink_for` makes what its events go to, `load` gives the lists.
 
-    Raises ConfigError, or DpiError if no usable libndpi is found.
+    `first_id`: the number of the first flow. Raises ConfigError, or DpiError if no usable libndpi is found.
     """
     lists = load(config.lists)
     directory = make_directory(config, lists)
@@ -97,6 +97,7 @@ def assemble(
         directory=directory,
         limits=make_limits(config),
         sink=sink_for(classifier),
+        first_id=first_id,
     )
     runner.context = Context(
         facts=inspector.facts,
@@ -190,43 +191,3 @@ def _country_lookup(path: Path | None) -> CountryLookup | None:
         return code if isinstance(code, str) else None
 
     return lookup
-
-
-def rehearse(config: Config) -> None:
-    """Build all that a live engine needs, once, so that what is wrong with it is found before workers start.
-
-    Raises ConfigError or DpiError.
-    """
-    job.prepare(config)
-    assembly = assemble(config, load=load_lists)
-    if config.eve.path is not None:
-        _event_file(config.eve.path, assembly.classifier).close()
-    assembly.close()
-
-
-def _event_file(path: Path, classifier: Classifier) -> EveFile:
-    try:
-        return EveFile(path, classifier)
-    except OSError as error:
-        raise ConfigError(f"eve.path: {path}: cannot be written: {error.strerror}") from None
-
-
-@contextmanager
-def live(config: Config) -> Iterator[Assembly]:
-    """What judges live traffic; its events go to the configured EVE file. Ends all of it."""
-    files: list[EveFile] = []
-
-    def sink_for(classifier: Classifier) -> Sink:
-        if config.eve.path is None:
-            return ignore
-        files.append(_event_file(config.eve.path, classifier))
-        return files[0]
-
-    assembly = assemble(config, sink_for, load_lists)
-    try:
-        yield assembly
-    finally:
-        _log.info("engine_totals", **assembly.engine.figures(), events_lost=sum(f.lost for f in files))
-        assembly.close()
-        for file in files:
-            file.close()

@@ -133,9 +133,9 @@ def replay(
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
-    from nedge.assemble import live, rehearse
     from nedge.dpi.selftest import check as check_dpi
     from nedge.gateway.run import run as run_gateway
+    from nedge.live import live, rehearse
 
     settings = configure(config)
     check_dpi(settings.dpi.library)
@@ -146,7 +146,7 @@ def run(config: ConfigOption = None) -> None:
 
 def reread(path: Path) -> Config:
     """The configuration file as it is now, checked to the end."""
-    from nedge.assemble import rehearse
+    from nedge.live import rehearse
 
     settings = load_config(path)
     rehearse(settings)

@@ -215,8 +215,18 @@ class Dpi(_Section):
 
 
 class Eve(_Section):
+    """Events, a JSON object a line."""
+
     path: File | None = None
-    """File for events, a JSON object a line. Relative: to the configuration file."""
+    """Relative: to the configuration file."""
+    stats_seconds: Annotated[float, Field(ge=0, le=86400)] = 60
+    """How often the counters are an event, too; 0 = never."""
+    rotate_megabytes: Annotated[int, Field(ge=0)] = 0
+    """Size at which a new file begins; 0 = never."""
+    rotate_hours: Annotated[float, Field(ge=0, le=8784)] = 0
+    """Time after which a new file begins, counted from midnight UTC; 0 = never."""
+    keep: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Rotated files that are kept."""
 
 
 class Log(_Section):
@@ -322,7 +332,7 @@ def _resolve(config: Config, base: Path) -> Config:
         update={
             "lists": config.lists.model_copy(update=lists),
             "geoip": GeoIP(country_database=at(database) if database else None),
-            "eve": Eve(path=at(events) if events else None),
+            "eve": config.eve.model_copy(update={"path": at(events) if events else None}),
             "scripts": config.scripts.model_copy(
                 update={"directories": [at(path) for path in config.scripts.directories]}
             ),

@@ -53,8 +53,12 @@ class Engine:
         limits: Limits | None = None,
         sink: Sink = ignore,
         remark: Callable[[Flow], None] | None = None,
+        first_id: int = 1,
     ) -> None:
-        """`remark`: there is a kernel that takes flows over; called when the share it was given changes."""
+        """`remark`: there is a kernel that takes flows over; called when the share it was given changes.
+
+        `first_id`: flows are numbered from here; other engines may have other numbers.
+        """
         self.inspector = inspector
         inspector.on_news = self._news
         self.limits = limits or Limits()
@@ -70,7 +74,7 @@ class Engine:
         self._sink = sink
         self.remark = remark
         self._readings = 0
-        self._next_id = 1
+        self._next_id = first_id
         self.verdicts = Judge(
             scripts or NoScripts(),
             policy or Policy(),

@@ -26,6 +26,7 @@ _RENAMED = (
 )
 _ALIASES = {name.casefold(): group for group in _RENAMED for name in group}
 
+_MAX_KEPT = 4096
 _MAX_CATEGORIES = 256  # ids above the last one give the "Invalid category" name
 
 
@@ -58,6 +59,7 @@ class Names:
             if name and not name.startswith("Invalid"):
                 self._category_ids.setdefault(name.casefold(), number)
         self._described = {0: UNKNOWN}
+        self._risks: dict[int, list[str]] = {}
 
     def describe(self, word: int) -> Classification:
         """Names for a classification word, as ndpi_protocol2name composes them."""
@@ -83,7 +85,12 @@ class Names:
 
     def risk_names(self, risks: int) -> list[str]:
         """nDPI's names of the bits set, lowest bit first."""
-        return [_text(self._risk(bit)) for bit in range(64) if risks >> bit & 1]
+        known = self._risks.get(risks)
+        if known is None:
+            known = [_text(self._risk(bit)) for bit in range(64) if risks >> bit & 1]
+            if len(self._risks) < _MAX_KEPT:
+                self._risks[risks] = known
+        return list(known)
 
     def close(self) -> None:
         """Ask the module nothing any more; words described before stay known."""

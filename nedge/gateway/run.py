@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
 from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.marks import Marks
-from nedge.gateway.signals import stop_signals
+from nedge.export.outlet import Outlet
+from nedge.gateway.exporting import ExporterProcess
+from nedge.gateway.signals import StopSignals, stop_signals
 from nedge.gateway.supervisor import Link, Supervisor
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
@@ -34,6 +37,9 @@ from nedge.kernel.state import State, abandoned
 from nedge.lists.schedule import Refresher
 
 LINK_DEADLINE = 5.0
+FLUSH_SECONDS = 0.25
+MEASURE_SECONDS = 1.0
+PATIENCE_SECONDS = 3.0
 MARKS = "marks"
 """Section of the state: which generation of marks the kernel knows."""
 
@@ -44,13 +50,18 @@ class Judging(Protocol):
     """What judges, in one worker."""
 
     engine: Engine
+    outlet: Outlet
+    """Where its events go."""
 
     def renew(self, config: Config | None) -> None:
         """Judge by another configuration, or (None) by newer lists. Raises, and then nothing has changed."""
 
+    def measures(self) -> dict[str, Any]:
+        """What is to be told of it, beside the engine's figures."""
 
-JudgingMaker = Callable[[Config], AbstractContextManager[Judging]]
-"""Makes what judges in one worker, in that worker's process, and ends it."""
+
+JudgingMaker = Callable[[Config, socket.socket], AbstractContextManager[Judging]]
+"""Makes what judges in one worker, in that worker's process, and ends it; events go to the socket."""
 
 
 def run(config: Config, make_judging: JudgingMaker, reread: Callable[[], Config] | None = None) -> int:
@@ -98,9 +109,16 @@ def _run(
     if gateway.offload:
         marks = adopt_marks(gateway.mark_mask, state)
         put_back(partial(forget_marks, marks, state))
-    supervisor = Supervisor(count, partial(work, config, make_judging, marks, fail_open), signals)
+    exporter = ExporterProcess(config)
+    undo.callback(exporter.close)  # when no worker writes any more
+
+    def make(config: Config) -> AbstractContextManager[Judging]:
+        return make_judging(config, exporter.writer)
+
+    supervisor = Supervisor(count, partial(work, config, make, marks, fail_open), signals)
     undo.callback(supervisor.stop)
     supervisor.start()
+    exporter.start()
     lan, wan = tuple(gateway.lan), tuple(gateway.wan)
     rules = RuleSet(
         gateway.bridge,
@@ -132,7 +150,7 @@ def _run(
     )
     refresher = Refresher(config)
     undo.callback(refresher.close)
-    supervisor.steps.append(refresher.tick)
+    supervisor.steps += [refresher.tick, partial(look_after, exporter, supervisor, signals)]
     started = time.monotonic()
     while True:
         supervisor.serve(until=refresher.changed)
@@ -145,11 +163,12 @@ def _run(
             if renewed is None:
                 continue
             config = renewed
+            exporter.renew(config)
         refresher.renew(config)
         marks = marks.next() if marks else None
         if marks:
             state.put(MARKS, {"generation": marks.generation})
-        supervisor.renew(partial(work, config, make_judging, marks, fail_open), renewed, marks)
+        supervisor.renew(partial(work, config, make, marks, fail_open), renewed, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         rules = replace(rules, marks=marks)
         rules.install()
@@ -158,6 +177,14 @@ def _run(
         log.info("reloaded" if renewed else "lists_renewed")
     log.info("gateway_totals", **supervisor.totals())
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
+
+
+def look_after(exporter: ExporterProcess, supervisor: Supervisor, signals: StopSignals) -> None:
+    """A step of the supervisor's loop."""
+    if signals.reopen:
+        signals.reopen = False
+        exporter.reopen()
+    exporter.tick(supervisor)
 
 
 def adopt_marks(mask: int, state: State) -> Marks:
@@ -201,7 +228,12 @@ def renew(config: Config, reread: Callable[[], Config]) -> Config | None:
 
 
 def work(
-    config: Config, make_judging: JudgingMaker, marks: Marks | None, fail_open: bool, number: int, link: Link
+    config: Config,
+    make_judging: Callable[[Config], AbstractContextManager[Judging]],
+    marks: Marks | None,
+    fail_open: bool,
+    number: int,
+    link: Link,
 ) -> int:
     """What a worker process does: judge what its queue brings, until it is told to stop."""
     gateway = config.gateway
@@ -216,9 +248,14 @@ def work(
         )
         worker.watch(signals, worker.stop)
         worker.report_to(link, judging.renew)
+        worker.figures = lambda: {"events_lost": judging.outlet.lost}
+        worker.every(FLUSH_SECONDS, judging.outlet.flush)
+        worker.every(MEASURE_SECONDS, lambda: link.send({"measures": judging.measures()}))
         link.send({"ready": True})
         worker.run()
+        judging.outlet.be_patient(PATIENCE_SECONDS)  # all flows end at once
         worker.close()
+        judging.outlet.flush()
     return 0
 
 

@@ -4,7 +4,7 @@ One process per queue, forked from this one, each with its own engine. They talk
 object a message:
 
     worker -> supervisor    {"ready": true}, {"failed": "why"},
-                            {"beat": {counters}}, {"hosts": [[ip, vlan, score]]}
+                            {"beat": {counters}}, {"measures": {more}}, {"hosts": [[ip, vlan, score]]}
     supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
                             {"renew": configuration, or null: only its lists, "generation": of marks}
 
@@ -107,6 +107,8 @@ class _Child:
         """Host -> score elsewhere, that it has yet to be told."""
         self.beat: Message = {}
         """Counters, as of the latest heartbeat."""
+        self.measures: Message = {}
+        """What else there is to tell of it, about every second."""
 
 
 class Supervisor:
@@ -199,6 +201,21 @@ class Supervisor:
                 sums[name] = sums.get(name, 0) + value
         return sums | {"worker_restarts": self.restarts}
 
+    def describe(self) -> list[Message]:
+        """Each worker: number, process, whether it is ready, seconds of silence, and what it counted."""
+        now = time.monotonic()
+        return [
+            {
+                "number": child.number,
+                "pid": child.pid,
+                "ready": child.ready,
+                "silent": round(now - child.heard, 3),
+                "figures": child.beat,
+                "measures": child.measures,
+            }
+            for child in self._children
+        ]
+
     # One worker
 
     def _spawn(self, child: _Child) -> None:
@@ -224,6 +241,7 @@ class Supervisor:
             self._signals.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             status = self._work(number, link)
         except KernelError as error:
             link.send({"failed": str(error)})
@@ -262,6 +280,7 @@ class Supervisor:
                 log.info("worker_ready", worker=child.number, seconds=round(child.heard - child.started, 3))
             child.failed = message.get("failed", child.failed)
             child.beat = message.get("beat", child.beat)
+            child.measures = message.get("measures", child.measures)
             self._share_scores(child.number, message.get("hosts", ()))
             if "ready" in message:
                 self._tell_all(child)
@@ -341,9 +360,9 @@ class Supervisor:
                 del child.untold[host]
 
 
-def die_with_parent() -> None:
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel end this process with the one that forked it, even where it hangs (prctl(2))."""
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:  # it died before
         os._exit(1)

@@ -66,6 +66,8 @@ class Worker:
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
+        self.figures: Callable[[], dict[str, int]] = dict
+        """Counters of others to send with the heartbeat."""
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
@@ -147,7 +149,7 @@ class Worker:
     def _beat(self) -> None:
         assert self._link is not None
         stats = self.queue.stats()
-        beat = self.engine.figures() | {"engine_errors": self.errors}
+        beat = self.engine.figures() | {"engine_errors": self.errors} | self.figures()
         if stats:
             beat |= {
                 "queue_waiting": stats.waiting,
@@ -189,7 +191,7 @@ class Worker:
             self._values[:] = self._mark_values()
         self._link.send({"ready": True})
 
-    def every(self, seconds: float, step: Callable[[], None]) -> None:
+    def every(self, seconds: float, step: Callable[[], object]) -> None:
         """Call `step` from the loop about every so many seconds."""
         self._timers.append(_Timer(seconds, step))
 
@@ -240,7 +242,7 @@ class Worker:
 
 
 class _Timer:
-    def __init__(self, seconds: float, step: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, step: Callable[[], object]) -> None:
         self.seconds = seconds
         self.step = step
         self.due = time.monotonic() + seconds
