@@ -35,7 +35,10 @@ UNKNOWN = Classification(0, 0, "Unknown", "", "Unknown", 0, "Unspecified", "Unra
 
 @dataclass(slots=True, kw_only=True)
 class Facts:
-    """What was read in a flow's payload, beyond its protocol. Empty string, 0 or () where absent."""
+    """What was read in a flow's payload, beyond its protocol. Empty string, 0 or () where absent.
+
+    No passwords: see `nedge.core.secrets`.
+    """
 
     hostname: str = ""
     """The server's name as the client gave it: TLS or QUIC SNI, HTTP Host, DNS query. Lower case."""

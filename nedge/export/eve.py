@@ -1,13 +1,12 @@
 """Events in Suricata's EVE JSON, a line each, with an `ndpi` and a `nedge` object beside.
 
-`schema/` has a JSON schema for each type. Passwords that nDPI may have seen are no part of `Facts`, so they
-cannot get here; those in URLs are blanked out.
+`schema/` has their JSON schema. Passwords that nDPI may have seen are no part of `Facts`, so they cannot get
+here.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -35,15 +34,6 @@ _TLS_VERSIONS = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "T
 _LAST_TIME = 253_402_300_799  # the end of the year 9999
 _SEVERITIES = {"error": 1, "warning": 2, "notice": 3, "info": 3}
 _ACTIONS = {action: action.label for action in Action}
-
-_SECRET = re.compile(
-    r"([?&;](?:[^=&;#\s]*(?:passw|passphrase|pwd|secret|token|api_?key|credential)[^=&;#\s]*|pass|auth|key|sid)=)"
-    r"[^&;#\s]*",
-    re.IGNORECASE,
-)
-"""A parameter of a URL that by its name holds what nobody else should know."""
-_USER = re.compile(r"(://)[^/?#\s@]*@")
-"""User and password in a URL."""
 
 
 def eve_time(when: float) -> str:
@@ -95,7 +85,7 @@ def event_record(event: Event, classifier: Classifier) -> dict[str, Any]:
                     "severity": _SEVERITIES[alert.status.severity],
                 },
                 "verdict": {"action": _ACTIONS[event.action]},
-                "nedge": _nedge(flow) | {"script": alert.script, "info": blanked(alert.info)},
+                "nedge": _nedge(flow) | {"script": alert.script, "info": alert.info},
             }
         )
     assert isinstance(event, VerdictChanged)
@@ -191,7 +181,7 @@ def _nedge(flow: Flow) -> dict[str, Any]:
         "status": flow.status_names if flow.status_map else [],
         "status_map": flow.status_map,
         "statuses": {
-            str(key): {"score": record.score, "script": record.script, "info": blanked(record.info)}
+            str(key): {"score": record.score, "script": record.script, "info": record.info}
             for key, record in flow.statuses.items()
         }
         if flow.statuses
@@ -213,6 +203,7 @@ def _names(**names: str) -> tuple[tuple[str, ...], Callable[[Facts], tuple[Any, 
 
 
 _HTTP = _names(
+    http_url="http_url",
     http_method="http_method",
     http_code="http_code",
     http_user_agent="http_user_agent",
@@ -243,8 +234,6 @@ def _add_facts(record: dict[str, Any], facts: Facts) -> None:
     """Facts that are there, under short names."""
     groups = []
     if facts.http_url or facts.http_method:
-        if facts.http_url:
-            record["http_url"] = blanked(facts.http_url)
         groups.append(_HTTP)
     if facts.dns_query:
         groups.append(_DNS)
@@ -259,19 +248,6 @@ def _add_facts(record: dict[str, Any], facts: Facts) -> None:
         groups.append(_SSH)
     for names, get in groups:
         record |= {name: value for name, value in zip(names, get(facts), strict=True) if value}
-
-
-def blanked(value: Any) -> Any:
-    """A URL, or what a script says, without what is secret in the URLs in it."""
-    if isinstance(value, str):
-        if "=" in value:
-            value = _SECRET.sub(r"\1***", value)
-        return _USER.sub(r"\1***@", value) if "@" in value else value
-    if isinstance(value, dict):
-        return {name: blanked(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [blanked(item) for item in value]
-    return value
 
 
 def to_json(record: dict[str, Any]) -> bytes:
