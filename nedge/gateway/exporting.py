@@ -17,7 +17,7 @@ from nedge.config import Config
 from nedge.export.outlet import channel
 from nedge.export.process import Exporter
 from nedge.gateway.signals import stop_signals
-from nedge.gateway.supervisor import Link, Supervisor, die_with_parent
+from nedge.gateway.supervisor import Link, Supervisor, die_with_parent, name_process
 
 TELL_SECONDS = 1.0
 HUNG_SECONDS = 60.0
@@ -113,6 +113,7 @@ class ExporterProcess:
             # Those who stop nedge may signal all of its processes; this one has to be the last.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(number, signal.SIG_IGN)
+            name_process("nedge-exporter")
             with stop_signals(_PARENT_DIED) as signals:
                 die_with_parent(_PARENT_DIED)
                 self.writer.close()

@@ -41,17 +41,10 @@ def flows(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["event_type"] == "flow" and event["proto"] == "TCP"]
 
 
-def children(lab: Lab, gateway: Gateway) -> list[int]:
-    return [int(pid) for pid in lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()]
-
-
 def exporter(lab: Lab, gateway: Gateway) -> int:
-    """The child that has the event file open."""
-    for pid in children(lab, gateway):
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            if os.path.islink(link) and os.readlink(link).endswith("/eve.json"):
-                return pid
-    return 0
+    """The process that writes; 0 if there is none."""
+    found = lab.gateway.run(["pgrep", "-P", str(gateway.pid), "nedge-exporter"]).stdout.split()
+    return int(found[0]) if found else 0
 
 
 def test_files_move_while_two_workers_write(lab: Lab, servers: ServerSet) -> None:
