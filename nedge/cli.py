@@ -15,6 +15,7 @@ from nedge import log
 from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
 from nedge.dpi import DpiError
+from nedge.export.cli import history
 from nedge.lab.cli import app as lab
 from nedge.lists.cli import app as lists
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(lab, name="lab")
 app.add_typer(lists, name="lists")
+app.command()(history)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML).")

@@ -229,6 +229,15 @@ class Eve(_Section):
     """Rotated files that are kept."""
 
 
+class History(_Section):
+    """What became of flows, in a SQLite file that `nedge history` reads."""
+
+    path: File | None = None
+    """Relative: to the configuration file."""
+    max_days: Annotated[float, Field(gt=0, le=36525)] = 30
+    max_megabytes: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -268,6 +277,7 @@ class Config(_Section):
     geoip: GeoIP = GeoIP()
     dpi: Dpi = Dpi()
     eve: Eve = Eve()
+    history: History = History()
     log: Log = Log()
     scripts: Scripts = Scripts()
 
@@ -327,12 +337,13 @@ def _resolve(config: Config, base: Path) -> Config:
         if isinstance(value, list)
     }
     lists["cache_directory"] = at(config.lists.cache_directory)
-    database, events = config.geoip.country_database, config.eve.path
+    database, events, history = config.geoip.country_database, config.eve.path, config.history.path
     return config.model_copy(
         update={
             "lists": config.lists.model_copy(update=lists),
             "geoip": GeoIP(country_database=at(database) if database else None),
             "eve": config.eve.model_copy(update={"path": at(events) if events else None}),
+            "history": config.history.model_copy(update={"path": at(history) if history else None}),
             "scripts": config.scripts.model_copy(
                 update={"directories": [at(path) for path in config.scripts.directories]}
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from nedge.core.engine import Engine
 from nedge.core.events import Sink
 from nedge.core.facts import Classifier
 from nedge.export.outlet import Outlet
-from nedge.export.process import event_file
 from nedge.lists import job
 from nedge.lists.loading import load_lists
 
@@ -58,7 +58,7 @@ class Live:
 
 def wants_events(config: Config) -> bool:
     """Whether anybody reads events."""
-    return config.eve.path is not None
+    return bool(config.eve.path or config.history.path)
 
 
 @contextmanager
@@ -86,10 +86,9 @@ def rehearse(config: Config) -> None:
     """
     job.prepare(config)
     assemble(config, load=load_lists).close()
-    file = event_file(config)
-    if file:
-        try:
-            file.open()
-        except OSError as error:
-            raise ConfigError(f"eve.path: {file.path}: cannot be written: {error.strerror}") from None
-        file.close()
+    for key, path in (("eve.path", config.eve.path), ("history.path", config.history.path)):
+        if path is not None:
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o640))
+            except OSError as error:
+                raise ConfigError(f"{key}: {path}: cannot be written: {error.strerror}") from None

@@ -6,7 +6,6 @@ here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -255,10 +254,16 @@ def to_json(record: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
     except TypeError:  # a script's integers beyond 64 bits, odd keys, or text that is no Unicode
-        return json.dumps(_plain(record), default=str).encode() + b"\n"
+        return orjson.dumps(_plain(record), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _plain(value: Any) -> Any:
+    """The same of types that JSON has; what it has not is text."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple | set) else value
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    small = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+    return value if small or value is None or isinstance(value, float | bool) else _plain(str(value))

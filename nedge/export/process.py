@@ -18,6 +18,7 @@ import structlog
 from nedge.config import Config
 from nedge.export.eve import to_json
 from nedge.export.files import EventFile
+from nedge.export.history import History
 from nedge.export.snapshot import Snapshot, stats_record
 
 TICK = 1.0
@@ -60,6 +61,14 @@ def event_file(config: Config) -> EventFile | None:
     )
 
 
+def history(config: Config) -> History | None:
+    """The history that a configuration asks for; nothing is opened yet."""
+    section = config.history
+    if section.path is None:
+        return None
+    return History(section.path, max_days=section.max_days, max_bytes=section.max_megabytes * 1_000_000)
+
+
 class Exporter:
     """The work of that process."""
 
@@ -69,6 +78,7 @@ class Exporter:
         self._file = event_file(config)
         if self._file:
             self._file.reopen()
+        self._history = history(config)
         self._stats_seconds = config.eve.stats_seconds if self._file else 0.0
         self._next_stats = time.monotonic() + self._stats_seconds if self._stats_seconds else math.inf
         self._next_tick = 0.0
@@ -99,6 +109,8 @@ class Exporter:
         """Close all files."""
         if self._file:
             self._file.close()
+        if self._history:
+            self._history.close()
 
     def _take(self) -> bool:
         """Write batches that are there; whether there were any."""
@@ -113,7 +125,10 @@ class Exporter:
             batches.append(batch)
             size += len(batch)
         if batches:
-            self._write(b"".join(batches))
+            lines = b"".join(batches)
+            self._write(lines)
+            if self._history:
+                self._history.add(lines)
         return bool(batches)
 
     def _write(self, lines: bytes) -> None:
@@ -127,6 +142,8 @@ class Exporter:
             return
         for message in messages:
             self.snapshot.take(message)
+            if "scores" in message and self._history:
+                self._history.add_scores(time.time(), message["scores"])
             if "reopen" in message and self._file:
                 self._file.reopen()
             self._stopping = self._stopping or "stop" in message
@@ -138,6 +155,8 @@ class Exporter:
     def _tick(self, now: float) -> None:
         if self._file:
             self._file.tick()
+        if self._history:
+            self._history.tick()
         if now >= self._next_stats:
             self._next_stats = now + self._stats_seconds
             self._write(to_json(stats_record(self.snapshot, time.time())))
@@ -145,11 +164,18 @@ class Exporter:
 
     def figures(self) -> dict[str, int]:
         """Counters of what was written and lost."""
-        if not self._file:
-            return {}
-        return {
-            "events_written": self._file.written,
-            "events_lost": self._file.lost,
-            "eve_rotations": self._file.rotations,
-            "eve_failures": self._file.failures,
-        }
+        figures: dict[str, int] = {}
+        if self._file:
+            figures |= {
+                "events_written": self._file.written,
+                "events_lost": self._file.lost,
+                "eve_rotations": self._file.rotations,
+                "eve_failures": self._file.failures,
+            }
+        if self._history:
+            figures |= {
+                "history_written": self._history.written,
+                "history_lost": self._history.lost,
+                "history_failures": self._history.failures,
+            }
+        return figures

@@ -17,14 +17,17 @@ from nedge.config import Config
 from nedge.export.outlet import channel
 from nedge.export.process import Exporter
 from nedge.gateway.signals import stop_signals
-from nedge.gateway.supervisor import Link, Supervisor, die_with_parent, name_process
+from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link, Supervisor, die_with_parent, name_process
 
 TELL_SECONDS = 1.0
+SCORES_SECONDS = 60.0
 HUNG_SECONDS = 60.0
 """Without a word for so long it is replaced. A slow disk may keep it busy for a while."""
 STOP_SECONDS = 5.0
 _RESTART_PAUSE = 1.0
 _PARENT_DIED = signal.SIGUSR2
+_SECTIONS = ("eve", "history", "log")
+"""Of the configuration: what concerns it."""
 
 log = structlog.get_logger()
 
@@ -41,6 +44,7 @@ class ExporterProcess:
         self._heard = 0.0
         self._start_at = 0.0
         self._next_word = 0.0
+        self._next_scores = 0.0
         self._began = time.time()
         self.restarts = 0
         self.figures: dict[str, int] = {}
@@ -50,7 +54,7 @@ class ExporterProcess:
     @property
     def is_wanted(self) -> bool:
         """Whether there is anything to write."""
-        return self._config.eve.path is not None
+        return bool(self._config.eve.path or self._config.history.path)
 
     def start(self) -> None:
         """Start the process, if there is anything to do for it."""
@@ -79,7 +83,7 @@ class ExporterProcess:
 
     def renew(self, config: Config) -> None:
         """Write by another configuration; what was written before is finished by the old one."""
-        same = (config.eve, config.log) == (self._config.eve, self._config.log)
+        same = all(getattr(config, name) == getattr(self._config, name) for name in _SECTIONS)
         self._config = config
         if same and self._pid:
             self.reopen()
@@ -153,6 +157,11 @@ class ExporterProcess:
         self._link.send({"gateway": gateway})
         for worker in supervisor.describe():
             self._link.send({"workers": [worker]})
+        if self._config.history.path and time.monotonic() >= self._next_scores:
+            self._next_scores = time.monotonic() + SCORES_SECONDS
+            scores = supervisor.host_scores()
+            for start in range(0, len(scores), HOSTS_PER_MESSAGE):
+                self._link.send({"scores": scores[start : start + HOSTS_PER_MESSAGE]})
 
     def _end(self, *, killed: bool = False) -> None:
         """Have it finish what it has; killed, if it is not to be asked or does not end in time."""

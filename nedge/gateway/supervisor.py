@@ -217,6 +217,10 @@ class Supervisor:
             for child in self._children
         ]
 
+    def host_scores(self) -> list[tuple[str, int, int]]:
+        """Address, VLAN and live score of every host that has one, in all workers together."""
+        return [(ip, vlan, sum(by_worker.values())) for (ip, vlan), by_worker in self._scores.items()]
+
     # One worker
 
     def _spawn(self, child: _Child) -> None:
