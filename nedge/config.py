@@ -44,6 +44,20 @@ def _address(value: str) -> str:
         raise ValueError("an IPv4 or IPv6 address") from None
 
 
+def _listen(value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        good = (ip_address(host.strip("[]")).version == 6) == bracketed and 0 < int(port) < 65536
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("an address and a port, such as 127.0.0.1:9750 or [::1]:9750")
+    return value
+
+
 def _source(value: Any) -> Path | str:
     if isinstance(value, Path):
         return value
@@ -238,6 +252,13 @@ class History(_Section):
     max_megabytes: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
 
 
+class Metrics(_Section):
+    """For Prometheus."""
+
+    listen: Annotated[str | None, AfterValidator(_listen)] = None
+    """Address and port to answer on; None: nowhere."""
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -278,6 +299,7 @@ class Config(_Section):
     dpi: Dpi = Dpi()
     eve: Eve = Eve()
     history: History = History()
+    metrics: Metrics = Metrics()
     log: Log = Log()
     scripts: Scripts = Scripts()
 

@@ -19,6 +19,7 @@ from nedge.config import Config
 from nedge.export.eve import to_json
 from nedge.export.files import EventFile
 from nedge.export.history import History
+from nedge.export.metrics import Metrics
 from nedge.export.snapshot import Snapshot, stats_record
 
 TICK = 1.0
@@ -84,6 +85,7 @@ class Exporter:
         self._next_tick = 0.0
         self._stopping = False
         self.snapshot = Snapshot()
+        self._metrics = Metrics(config, self.snapshot, self.figures) if config.metrics.listen else None
 
     def run(self, signals: Signals) -> None:
         """Until told to stop."""
@@ -111,6 +113,8 @@ class Exporter:
             self._file.close()
         if self._history:
             self._history.close()
+        if self._metrics:
+            self._metrics.close()
 
     def _take(self) -> bool:
         """Write batches that are there; whether there were any."""
@@ -157,6 +161,8 @@ class Exporter:
             self._file.tick()
         if self._history:
             self._history.tick()
+        if self._metrics:
+            self._metrics.tick()
         if now >= self._next_stats:
             self._next_stats = now + self._stats_seconds
             self._write(to_json(stats_record(self.snapshot, time.time())))
@@ -178,4 +184,6 @@ class Exporter:
                 "history_lost": self._history.lost,
                 "history_failures": self._history.failures,
             }
+        if self._metrics:
+            figures["metrics_failures"] = self._metrics.failures
         return figures

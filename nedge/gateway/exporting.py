@@ -26,7 +26,7 @@ HUNG_SECONDS = 60.0
 STOP_SECONDS = 5.0
 _RESTART_PAUSE = 1.0
 _PARENT_DIED = signal.SIGUSR2
-_SECTIONS = ("eve", "history", "log")
+_SECTIONS = ("eve", "history", "metrics", "lists", "log")
 """Of the configuration: what concerns it."""
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ class ExporterProcess:
     @property
     def is_wanted(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self._config.eve.path or self._config.history.path)
+        return bool(self._config.eve.path or self._config.history.path or self._config.metrics.listen)
 
     def start(self) -> None:
         """Start the process, if there is anything to do for it."""

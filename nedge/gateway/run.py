@@ -23,6 +23,7 @@ from nedge.core.engine import Engine
 from nedge.core.marks import Marks
 from nedge.export.outlet import Outlet
 from nedge.gateway.exporting import ExporterProcess
+from nedge.gateway.latency import Latency
 from nedge.gateway.signals import StopSignals, stop_signals
 from nedge.gateway.supervisor import Link, Supervisor
 from nedge.gateway.worker import Worker
@@ -238,6 +239,7 @@ def work(
     """What a worker process does: judge what its queue brings, until it is told to stop."""
     gateway = config.gateway
     with stop_signals(signal.SIGTERM) as signals, make_judging(config) as judging:
+        latency = Latency() if config.metrics.listen else None
         worker = Worker(
             judging.engine,
             number=gateway.queue + number,
@@ -245,12 +247,17 @@ def work(
             mode=gateway.mode,
             fail_open=fail_open,
             marks=marks,
+            latency=latency,
         )
+
+        def measures() -> dict[str, Any]:
+            return judging.measures() | ({"latency": latency.measures()} if latency else {})
+
         worker.watch(signals, worker.stop)
         worker.report_to(link, judging.renew)
         worker.figures = lambda: {"events_lost": judging.outlet.lost}
         worker.every(FLUSH_SECONDS, judging.outlet.flush)
-        worker.every(MEASURE_SECONDS, lambda: link.send({"measures": judging.measures()}))
+        worker.every(MEASURE_SECONDS, lambda: link.send({"measures": measures()}))
         link.send({"ready": True})
         worker.run()
         judging.outlet.be_patient(PATIENCE_SECONDS)  # all flows end at once

@@ -21,6 +21,7 @@ from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
 from nedge.core.marks import Marks
 from nedge.gateway.accounting import Accounting
+from nedge.gateway.latency import Latency
 from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
@@ -48,12 +49,14 @@ class Worker:
         fail_open: bool,
         marks: Marks | None = None,
         gso: bool = False,
+        latency: Latency | None = None,
     ) -> None:
         """Bind the queue. Raises KernelError if it is taken.
 
         marks: the kernel takes decided flows over, by these.
         gso: take large segmented packets whole. Only the first 2 KB of each come up, so that a name behind
         them is not seen: undecided flows had better come in packets as they are on the wire.
+        latency: counts the time of each verdict.
         """
         self.engine = engine
         self.mode = mode
@@ -75,9 +78,10 @@ class Worker:
         self._timers: list[_Timer] = []
         self.every(TICK, lambda: self._guarded(engine.advance))
         self._selector = selectors.DefaultSelector()
+        judge = self._judge()
         self.queue = PacketQueue(
             number,
-            self._judge(),
+            latency.around(judge) if latency else judge,
             length=length,
             fail_open=fail_open,
             on_error=self._engine_failed,

@@ -15,12 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nedge import log
-from nedge.config import Config, ConfigError, Lists
+from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
 from nedge.lists import refresh as refreshing
-from nedge.lists.cache import Cache
-from nedge.lists.fetch import redacted
 from nedge.lists.parse import FORMS
+from nedge.lists.status import list_status
 
 app = typer.Typer(help="Lists of hosts, domains and fingerprints: what they have, and how old it is.")
 
@@ -36,7 +35,7 @@ def lists(context: typer.Context, config: _ConfigOption = None, json: _JsonOptio
     """Show every source: entries, lines that are no entries, age, and what is wrong with it."""
     context.obj = config
     if context.invoked_subcommand is None:
-        _show(status(_settings(config).lists), json)
+        _show(list_status(_settings(config).lists), json)
 
 
 @app.command()
@@ -60,36 +59,10 @@ def refresh(
         if name not in known:
             raise ConfigError(f"lists.{name}: has no source")
     refreshing.refresh(settings.lists, names or (), due_only=False, accept_shrunken=accept_shrunken)
-    found = status(settings.lists)
+    found = list_status(settings.lists)
     _show(found, json)
     if any(row["error"] for row in found if not names or row["list"] in names):
         sys.exit(1)
-
-
-def status(settings: Lists) -> list[dict[str, Any]]:
-    """A row for each source of each list. Times are epoch seconds, 0 = never."""
-    cache = Cache(settings.cache_directory)
-    rows = []
-    for name, sources in refreshing.configured(settings).items():
-        packed = cache.packed(name, sources)
-        of_source = {entry[0]: n for n, entry in enumerate(packed.inputs[1:])}
-        for source in sources:
-            at = of_source.get(str(source))
-            row = {
-                "list": name,
-                "source": redacted(source),
-                "entries": packed.entries[at] if at is not None else 0,
-                "wrong_lines": packed.wrong[at] if at is not None else 0,
-            }
-            if isinstance(source, str):
-                known = cache.download(name, source)
-                row |= {"taken": known.taken, "asked": known.asked, "failures": known.failures}
-                row["error"] = known.error
-            else:
-                row |= {"taken": packed.made, "asked": packed.looked, "failures": packed.failures}
-                row["error"] = packed.error
-            rows.append(row)
-    return rows
 
 
 def _settings(path: Path | None) -> Config:
