@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import maxminddb
 import structlog
@@ -13,7 +15,7 @@ from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
 from nedge.core.events import Sink, ignore
 from nedge.core.facts import Classifier
-from nedge.core.hosts import CountryLookup, Directory
+from nedge.core.hosts import AsnLookup, CountryLookup, Directory
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.limits import Limits
 from nedge.core.status import STATUS_TYPES
@@ -25,7 +27,16 @@ from nedge.scripts.loader import load_scripts
 from nedge.scripts.runner import Runner
 
 _ACTIONS = {"pass": Action.PASS, "drop": Action.DROP}
+_PLACES_KEPT = 1 << 16
+"""Addresses whose country and autonomous system are kept: asking a database takes microseconds."""
 _log = structlog.get_logger(__name__)
+
+
+class Databases(NamedTuple):
+    """What databases say of addresses."""
+
+    country: CountryLookup | None = None
+    asn: AsnLookup | None = None
 
 
 @dataclass(slots=True)
@@ -37,17 +48,21 @@ class Assembly:
     classifier: NdpiClassifier
     config: Config
     load: Loader
+    databases: Databases
 
     def renew(self, config: Config | None) -> None:
-        """Judge by another configuration from now on; None: by the lists and databases as they are now.
+        """Judge by another configuration from now on; None: by the lists as they are now.
 
         With the same configuration scripts stay, with all they know. Raises ConfigError, and then nothing
         has changed.
         """
-        runner = make_runner(config, self.classifier) if config else self.runner
+        runner, databases = self.runner, self.databases
+        if config:
+            databases = open_databases(config)
+            runner = make_runner(config, self.classifier)
         config = config or self.config
         lists = self.load(config.lists)
-        directory = make_directory(config, lists)
+        directory = make_directory(config, lists, databases)
         runner.context = self.runner.context
         self.engine.renew(
             scripts=runner,
@@ -62,7 +77,7 @@ class Assembly:
         if runner is not self.runner:
             self.runner.close()
             self.runner = runner
-        self.config = config
+        self.config, self.databases = config, databases
 
     def close(self) -> None:
         self.runner.close()
@@ -79,8 +94,8 @@ def assemble(
 
     `first_id`: the number of the first flow. Raises ConfigError, or DpiError if no usable libndpi is found.
     """
-    lists = load(config.lists)
-    directory = make_directory(config, lists)
+    lists, databases = load(config.lists), open_databases(config)
+    directory = make_directory(config, lists, databases)
     classifier = NdpiClassifier(load_library(config.dpi.library))
     runner = make_runner(config, classifier)
     inspector = Inspector(
@@ -107,7 +122,7 @@ def assemble(
         action=lambda flow: engine.verdicts.action(flow, engine.now),
         fingerprints=lists.malware_fingerprints,
     )
-    return Assembly(engine, runner, classifier, config, load)
+    return Assembly(engine, runner, classifier, config, load, databases)
 
 
 def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
@@ -152,14 +167,15 @@ def make_limits(config: Config) -> Limits:
     )
 
 
-def make_directory(config: Config, lists: ListSets) -> Directory:
-    """What is known of addresses. Raises ConfigError for an unreadable database."""
+def make_directory(config: Config, lists: ListSets, databases: Databases) -> Directory:
+    """What is known of addresses."""
     return Directory(
         local_networks=config.network.local,
         own_addresses=config.network.own_addresses,
         malware=lists.malware_hosts,
         allowed=lists.allow_hosts,
-        country=_country_lookup(config.geoip.country_database),
+        country=databases.country,
+        asn=databases.asn,
     )
 
 
@@ -173,21 +189,52 @@ def make_name_lists(lists: ListSets) -> NameLists:
     )
 
 
+def open_databases(config: Config) -> Databases:
+    """The address databases that are configured. Raises ConfigError for one that cannot be used."""
+    geoip = config.geoip
+    return Databases(_country_lookup(geoip.country_database), _asn_lookup(geoip.asn_database))
+
+
 def _country_lookup(path: Path | None) -> CountryLookup | None:
     if path is None:
         return None
-    try:
-        reader = maxminddb.open_database(str(path))
-    except (OSError, maxminddb.InvalidDatabaseError) as error:
-        raise ConfigError(f"geoip.country_database: {path} cannot be used: {error}") from None
+    get = _database(path, "geoip.country_database")
 
+    @lru_cache(maxsize=_PLACES_KEPT)
     def lookup(ip: str) -> str | None:
-        try:
-            record = reader.get(ip)
-        except ValueError:  # an IPv6 address in an IPv4 database
-            return None
-        country = record.get("country") if isinstance(record, dict) else None
+        country = get(ip).get("country")
         code = country.get("iso_code") if isinstance(country, dict) else None
         return code if isinstance(code, str) else None
 
     return lookup
+
+
+def _asn_lookup(path: Path | None) -> AsnLookup | None:
+    if path is None:
+        return None
+    get = _database(path, "geoip.asn_database")
+
+    @lru_cache(maxsize=_PLACES_KEPT)
+    def lookup(ip: str) -> tuple[int, str] | None:
+        record = get(ip)
+        number, name = (record.get(f"autonomous_system_{key}") for key in ("number", "organization"))
+        return (number, name if isinstance(name, str) else "") if isinstance(number, int) else None
+
+    return lookup
+
+
+def _database(path: Path, key: str) -> Callable[[str], dict[str, Any]]:
+    """What gives the record of an address in a database of MaxMind's format."""
+    try:
+        reader = maxminddb.open_database(str(path))
+    except (OSError, maxminddb.InvalidDatabaseError) as error:
+        raise ConfigError(f"{key}: {path} cannot be used: {error}") from None
+
+    def get(ip: str) -> dict[str, Any]:
+        try:
+            record = reader.get(ip)
+        except ValueError:  # an IPv6 address in an IPv4 database
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    return get

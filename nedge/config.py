@@ -219,6 +219,8 @@ class Lists(_Section):
 class GeoIP(_Section):
     country_database: File | None = None
     """A database in MaxMind's format with country.iso_code, such as GeoLite2-Country.mmdb."""
+    asn_database: File | None = None
+    """One with autonomous_system_number, such as GeoLite2-ASN.mmdb."""
 
 
 class Dpi(_Section):
@@ -359,11 +361,11 @@ def _resolve(config: Config, base: Path) -> Config:
         if isinstance(value, list)
     }
     lists["cache_directory"] = at(config.lists.cache_directory)
-    database, events, history = config.geoip.country_database, config.eve.path, config.history.path
+    events, history = config.eve.path, config.history.path
     return config.model_copy(
         update={
             "lists": config.lists.model_copy(update=lists),
-            "geoip": GeoIP(country_database=at(database) if database else None),
+            "geoip": GeoIP(**{name: at(database) for name, database in config.geoip if database}),
             "eve": config.eve.model_copy(update={"path": at(events) if events else None}),
             "history": config.history.model_copy(update={"path": at(history) if history else None}),
             "scripts": config.scripts.model_copy(

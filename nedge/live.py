@@ -37,7 +37,7 @@ class Live:
     outlet: Outlet
 
     def renew(self, config: Config | None) -> None:
-        """Judge by another configuration from now on; None: by the lists and databases as they are now."""
+        """Judge by another configuration from now on; None: by the lists as they are now."""
         self.assembly.renew(config)
         if config:
             self.outlet.wanted = wants_events(config)

@@ -11,6 +11,8 @@ from nedge.core.verdict import Operator
 
 CountryLookup = Callable[[str], str | None]
 """IP address in text form -> ISO 3166 two-letter code, or None."""
+AsnLookup = Callable[[str], tuple[int, str] | None]
+"""IP address in text form -> number and name of its autonomous system, or None."""
 
 
 def ip_text(address: bytes) -> str:
@@ -29,7 +31,10 @@ class Host:
     __slots__ = (
         "address",
         "allowed",
+        "as_name",
+        "asn",
         "blacklisted",
+        "country",
         "directory",
         "flows",
         "ip",
@@ -55,6 +60,10 @@ class Host:
         self.unicast = True
         self.blacklisted = False
         self.allowed = False
+        self.country: str | None = None
+        self.asn = 0
+        """Number of its autonomous system; 0 if unknown."""
+        self.as_name = ""
         self.score_as_client = 0
         self.score_as_server = 0
         self.score_elsewhere = 0
@@ -84,6 +93,7 @@ class Directory:
         malware: NetworkSet | None = None,
         allowed: NetworkSet | None = None,
         country: CountryLookup | None = None,
+        asn: AsnLookup | None = None,
     ) -> None:
         networks = [ip_network(net, strict=False) if isinstance(net, str) else net for net in local_networks]
         self._local = NetworkSet(networks)
@@ -91,6 +101,7 @@ class Directory:
         self._malware = malware or NetworkSet()
         self._allowed = allowed or NetworkSet()
         self._country = country
+        self._asn = asn
         self._not_unicast = frozenset(
             str(address)
             for net in networks
@@ -119,6 +130,8 @@ class Directory:
         host.unicast = self.is_unicast(ip)
         host.blacklisted = ip in self._malware
         host.allowed = ip in self._allowed
+        host.country = self._country(ip) if self._country else None
+        host.asn, host.as_name = (self._asn(ip) if self._asn else None) or (0, "")
 
 
 class HostBook:

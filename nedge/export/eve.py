@@ -16,9 +16,9 @@ import orjson
 
 from nedge.core.events import AlertRaised, Event, FlowEnded, HostQuarantined, VerdictChanged
 from nedge.core.facts import Classification, Classifier, Facts
-from nedge.core.flow import NO_FACTS, Flow
+from nedge.core.flow import NO_FACTS, EndReason, Flow
 from nedge.core.packet import GRE, ICMP, ICMPV6, IGMP, SCTP, TCP, UDP
-from nedge.core.verdict import Action
+from nedge.core.verdict import Action, Rule
 
 _PROTO_NAMES = {
     ICMP: "ICMP",
@@ -33,20 +33,23 @@ _TLS_VERSIONS = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "T
 _LAST_TIME = 253_402_300_799  # the end of the year 9999
 _SEVERITIES = {"error": 1, "warning": 2, "notice": 3, "info": 3}
 _ACTIONS = {action: action.label for action in Action}
+_RULES = {rule: rule.value for rule in Rule}
+_REASONS = {reason: reason.label for reason in EndReason}
 
 
 def eve_time(when: float) -> str:
     """Epoch seconds -> EVE's time stamp, in UTC with microseconds; what no calendar has, as its last day."""
     seconds = int(when)
-    micros = int((when - seconds) * 1e6 + 0.5)
-    if micros >= 1_000_000 or not 0 <= when <= _LAST_TIME:
+    micros = int((when - seconds) * 1e6 + 1_000_000.5)  # with a digit in front, so that zeros stay
+    if micros >= 2_000_000 or not 0 <= when <= _LAST_TIME:
         seconds, micros = divmod(round(min(max(when, 0), _LAST_TIME) * 1e6), 1_000_000)
-    return f"{_second(seconds)}.{micros:06d}+0000"
+        micros += 1_000_000
+    return _second(seconds) + str(micros)[1:] + "+0000"
 
 
 @lru_cache(maxsize=4096)
 def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
 
 
 def proto_name(proto: int) -> str:
@@ -57,7 +60,7 @@ def proto_name(proto: int) -> str:
 def event_record(event: Event, classifier: Classifier) -> dict[str, Any]:
     """An engine event as an EVE event."""
     if isinstance(event, FlowEnded):
-        return flow_record(event.flow, event.time, classifier, event.reason.label)
+        return flow_record(event.flow, event.time, classifier, _REASONS[event.reason])
     if isinstance(event, HostQuarantined):
         return {
             "timestamp": eve_time(event.time),
@@ -189,10 +192,19 @@ def _nedge(flow: Flow) -> dict[str, Any]:
         "cli_score": flow.client_score,
         "srv_score": flow.server_score,
         "verdict": _ACTIONS[verdict.action],
-        "reason": verdict.reason if verdict.detail else verdict.rule.value,
+        "reason": verdict.reason if verdict.detail else _RULES[verdict.rule],
         "decided_at_packet": flow.decided_at_packet,
         "dropped_packets": flow.dropped_packets,
     }
+    client, server = flow.client, flow.server
+    if client.country or server.country or client.asn or server.asn:
+        for side, host in (("cli", client), ("srv", server)):
+            if host.country:
+                record[f"{side}_country"] = host.country
+            if host.asn:
+                record[f"{side}_asn"] = host.asn
+            if host.as_name:
+                record[f"{side}_as_name"] = host.as_name
     return record
 
 

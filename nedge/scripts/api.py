@@ -345,6 +345,14 @@ class Flow:
         facts = self._context.facts(self._flow)
         return {kind: text for kind, text in (("ja3", facts.ja3), ("ja4", facts.ja4)) if text in listed}
 
+    def getClientASN(self) -> int:
+        """The number of the client's autonomous system; 0 if unknown or without a database."""
+        return self._flow.client.asn
+
+    def getServerASN(self) -> int:
+        """The number of the server's autonomous system; 0 if unknown or without a database."""
+        return self._flow.server.asn
+
     def getBreed(self) -> str:
         """nDPI's judgement of the protocol: Safe, Acceptable, Fun, Unsafe, Potentially Dangerous, …"""
         return self._flow.classification.breed

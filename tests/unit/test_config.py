@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from nedge.assemble import make_directory, make_limits, make_name_lists, make_policy
+from nedge.assemble import (
+    Databases,
+    make_directory,
+    make_limits,
+    make_name_lists,
+    make_policy,
+    open_databases,
+)
 from nedge.config import LOCAL_NETWORKS, SHIPPED_POLICIES, Config, ConfigError, load
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure
@@ -107,7 +114,11 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         lists.malware_hosts = ["a.txt", "/b.txt", "https://lists.example//c.txt"]
         lists.cache_directory = "cache"
         geoip.country_database = "c.mmdb"
+        geoip.asn_database = "/d.mmdb"
         eve.path = "~/eve.json"
+        eve.keep = 7
+        history.path = "h.db"
+        history.max_days = 3
         scripts.directories = ["d", "../e"]
         """)
     monkeypatch.chdir("/")
@@ -116,7 +127,9 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
     assert config.lists.malware_hosts == [tmp_path / "a.txt", Path("/b.txt"), "https://lists.example//c.txt"]
     assert config.lists.cache_directory == tmp_path / "cache"
     assert config.geoip.country_database == tmp_path / "c.mmdb"
-    assert config.eve.path == Path("/home/x/eve.json")
+    assert config.geoip.asn_database == Path("/d.mmdb")
+    assert (config.eve.path, config.eve.keep) == (Path("/home/x/eve.json"), 7)
+    assert (config.history.path, config.history.max_days) == (tmp_path / "h.db", 3)
     assert config.scripts.directories == [tmp_path / "d", tmp_path / "../e"]
 
 
@@ -167,6 +180,16 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         ("[lists]\nrefresh_hours = -1", ["lists.refresh_hours", "-1"]),
         ("[geoip]\ncountry_database = 5", ["geoip.country_database", "5", "path"]),
         ("[dpi]\nwatch_http = 'maybe'", ["dpi.watch_http", "'maybe'", "boolean"]),
+        ("[eve]\nkeep = 0", ["eve.keep", "0"]),
+        ("[eve]\nstats_seconds = -1", ["eve.stats_seconds", "-1"]),
+        ("[history]\nmax_days = 0", ["history.max_days", "0"]),
+        ("[history]\nmax_megabytes = 0", ["history.max_megabytes", "0"]),
+        ("[metrics]\nlisten = 'localhost:9750'", ["metrics.listen", "'localhost:9750'", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '127.0.0.1'", ["metrics.listen", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '127.0.0.1:0'", ["metrics.listen", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '127.0.0.1:x'", ["metrics.listen", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '::1:9750'", ["metrics.listen", "[::1]:9750"]),
+        ("[metrics]\nlisten = '[127.0.0.1]:9750'", ["metrics.listen", "[::1]:9750"]),
         ("[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info', 'warning' or 'error'"]),
         ("[scripts]\ndirectories = 'x'", ["scripts.directories", "'x'", "list"]),
         ("[gateway\n", ["not valid TOML", "line 1"]),
@@ -230,7 +253,7 @@ def test_own_addresses_are_addresses(write, address: str) -> None:  # type: igno
 @pytest.mark.parametrize("address", ["2001:DB8::1", "2001:db8:0:0:0:0:0:1"])
 def test_own_addresses_in_any_form(write, address: str) -> None:  # type: ignore[no-untyped-def]
     config = load(write(f"[network]\nown_addresses = ['{address}']"))
-    assert make_directory(config, ListSets()).is_local("2001:db8::1")
+    assert make_directory(config, ListSets(), Databases()).is_local("2001:db8::1")
 
 
 def test_settings_of_a_script_are_a_table(write) -> None:  # type: ignore[no-untyped-def]
@@ -314,7 +337,7 @@ def test_unusable_country_database(write, tmp_path: Path, content: bytes | None)
         (tmp_path / "x.mmdb").write_bytes(content)
     config = load(write("geoip.country_database = 'x.mmdb'"))
     with pytest.raises(ConfigError, match=r"geoip.country_database: .*x\.mmdb cannot be used"):
-        make_directory(config, ListSets())
+        open_databases(config)
 
 
 # deploy/nedge.toml
@@ -343,7 +366,14 @@ def test_example_has_every_key() -> None:
         for key in model.model_fields
         if key not in in_force[name]
     }
-    assert commented == {"geoip.country_database", "eve.path", "scripts.directories"}
+    assert commented == {
+        "geoip.country_database",
+        "geoip.asn_database",
+        "eve.path",
+        "history.path",
+        "metrics.listen",
+        "scripts.directories",
+    }
 
 
 def test_example_is_the_defaults() -> None:
@@ -368,7 +398,10 @@ def test_example_loads_with_everything_in_force(tmp_path: Path) -> None:
     path.write_text(text)
     config = load(path)
     assert config.geoip.country_database
+    assert config.geoip.asn_database
     assert config.eve.path
+    assert config.history.path
+    assert config.metrics.listen
     _, problems = load_scripts([SHIPPED_POLICIES], config.scripts.settings, lambda name: 1)
     assert problems == []
 

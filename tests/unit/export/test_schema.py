@@ -32,6 +32,8 @@ from kit import (
     require_library,
     ssh_turns,
     tls,
+    write_asns,
+    write_countries,
 )
 
 from nedge.export.eve import to_json
@@ -97,9 +99,17 @@ SCRIPTS = {
 
 
 @pytest.fixture(scope="module", params=["system", "nfstream"])
-def judged(request: pytest.FixtureRequest) -> Judged:
+def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Judged:
     library = require_library(request.param)
-    return judge(some_of_everything(), "verdict.host_drop_score = 20", SCRIPTS, library)
+    directory = tmp_path_factory.mktemp("databases")
+    country = write_countries(directory / "country.mmdb", {"203.0.113.0/24": "DE"})
+    asn = write_asns(directory / "asn.mmdb", {"203.0.113.0/24": (64500, "Example"), "fd00::/8": (1, "")})
+    toml = f'''
+    verdict.host_drop_score = 20
+    geoip.country_database = "{country}"
+    geoip.asn_database = "{asn}"
+    '''
+    return judge(some_of_everything(), toml, SCRIPTS, library)
 
 
 def test_everything_meets_it(judged: Judged) -> None:
@@ -150,8 +160,12 @@ def test_a_start_before_the_first_heartbeat_meets_it() -> None:
     check(stats_record(Snapshot(), T0))
 
 
-OPTIONAL = set(SCHEMA["$defs"]["ndpi"]["properties"]) - set(SCHEMA["$defs"]["ndpi"]["required"])
-"""Facts: what is not known is not there."""
+OPTIONAL = {
+    name
+    for part in ("ndpi", "nedge")
+    for name in set(SCHEMA["$defs"][part]["properties"]) - set(SCHEMA["$defs"][part]["required"])
+}
+"""Facts and places: what is not known is not there."""
 
 
 def paths(value: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
