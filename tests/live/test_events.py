@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,3 +151,58 @@ def test_stats_and_passwords(lab: Lab, servers: ServerSet) -> None:
         written = (gateway.directory / "eve.json").read_text() + gateway.log
         for text in (secret, base64.b64encode(f"me:{secret}".encode()).decode()):
             assert text not in written
+
+
+def test_history_and_metrics(lab: Lab, servers: ServerSet) -> None:
+    settings = '[history]\npath = "history.db"\n[metrics]\nlisten = "127.0.0.1:9750"\n'
+    settings += "[verdict]\nhost_drop_score = 1000\n"
+    settings += '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\nclient_score = 7\n'
+    dashboard = json.loads(
+        (Path(nedge.export.__file__).parents[2] / "deploy/grafana-dashboard.json").read_text()
+    )
+    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
+
+    def scrape() -> str:
+        return lab.gateway.run(["curl", "-sS", "-m", "5", "http://127.0.0.1:9750/metrics"]).stdout
+
+    def value(name: str) -> float:
+        """The sum over all labels."""
+        return sum(
+            float(line.split()[-1]) for line in scrape().splitlines() if re.match(rf"{name}[ {{]", line)
+        )
+
+    with Gateway(lab, WORKERS + settings) as gateway:
+        requests(lab, 20)
+        assert not https(lab, "blocked.example")
+        until(lambda: value("nedge_flows_total") >= 21, 20)
+        until(lambda: value("nedge_flows_offloaded_total") >= 20, 30)
+        until(lambda: value("nedge_history_rows_total") >= 20, 20)
+        text = scrape()
+        for name in set(re.findall(r"\bnedge_\w+", queries)):
+            family = re.sub("_(total|bucket|sum|count)$", "", name)
+            assert re.search(rf"^# TYPE {family}(_total)? ", text, re.MULTILINE), name
+        assert value("nedge_worker_up") == 2
+        until(lambda: value("nedge_judge_seconds_count") == value("nedge_packets_total") > 40)
+        assert value("nedge_events_lost_total") == 0
+        assert 0 < value("nedge_script_seconds_total") < 60
+        gateway.stop()
+        assert '"events_lost": 0' in gateway.log
+
+        def ask(question: str, *options: str) -> list[dict[str, Any]]:
+            command = [sys.executable, "-m", "nedge", "history", question, "--json", "--limit", "1000"]
+            done = lab.gateway.run(
+                [*command, "--config", gateway.directory / "nedge.toml", *options], timeout=60
+            )
+            assert done.returncode == 0, done.stderr
+            return [json.loads(line) for line in done.stdout.splitlines()]
+
+        assert len([row for row in ask("flows") if row["app"] == "HTTP"]) == 20
+        (blocked,) = ask("flows", "--domain", "blocked.example")
+        assert (blocked["verdict"], blocked["client"]) == ("drop", "10.99.0.2")
+        talkers = {row["host"]: row for row in ask("hosts")}
+        assert talkers["10.99.0.2"]["blocked"] == 1
+        assert talkers["fd99::2"]["flows"] == 10
+        assert [row["script"] for row in ask("scripts") if row["blocked"]] == ["blocked_hostname"]
+        assert [row["host"] for row in ask("alerts", "--script", "blocked_hostname")] == ["blocked.example"]
+        assert {row["highest"] for row in ask("scores", "--host", "10.99.0.2")} <= {7}
+        assert sum(row["blocked"] for row in ask("drops")) == 1
