@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_network
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import maxminddb
 import structlog
 
-from nedge.config import Config, ConfigError
+from nedge.config import Config, ConfigError, Lists
 from nedge.core.engine import Engine
 from nedge.core.events import Sink, ignore
 from nedge.core.facts import Classifier
-from nedge.core.hosts import CountryLookup, Directory
+from nedge.core.hosts import AsnLookup, CountryLookup, Directory
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.limits import Limits
-from nedge.core.lists import DomainSet, Network, NetworkSet
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
-from nedge.export.eve import EveFile
+from nedge.lists.loading import ListSets, Loader, read_lists
 from nedge.scripts.api import Context
 from nedge.scripts.loader import Script, load_scripts
 from nedge.scripts.runner import Runner
 
 _ACTIONS = {action.label: action for action in Action}
+_PLACES_KEPT = 1 << 16
+"""Addresses whose country and autonomous system are kept: asking a database takes microseconds."""
 _log = structlog.get_logger(__name__)
+
+
+class Databases(NamedTuple):
+    """What databases say of addresses."""
+
+    country: CountryLookup | None = None
+    asn: AsnLookup | None = None
 
 
 @dataclass(slots=True)
@@ -38,45 +46,66 @@ class Assembly:
     engine: Engine
     runner: Runner
     classifier: NdpiClassifier
+    config: Config
+    load: Loader
+    databases: Databases
 
     @property
     def scripts(self) -> list[Script]:
         """The scripts that run now."""
         return self.runner.scripts
 
-    def renew(self, config: Config) -> None:
-        """Judge by another configuration from now on. Raises ConfigError, and then nothing has changed."""
-        directory, names = make_directory(config), make_name_lists(config)
-        runner = make_runner(config, self.classifier)
+    def renew(self, config: Config | None) -> None:
+        """Judge by another configuration from now on; None: by the lists as they are now.
+
+        With the same configuration scripts stay, with all they know. Raises ConfigError, and then nothing
+        has changed.
+        """
+        runner, databases = self.runner, self.databases
+        if config:
+            databases = open_databases(config)
+            runner = make_runner(config, self.classifier)
+        config = config or self.config
+        lists = self.load(config.lists)
+        directory = make_directory(config, lists, databases)
         runner.context = self.runner.context
         self.engine.renew(
             scripts=runner,
             policy=make_policy(config),
             directory=directory,
             limits=make_limits(config),
-            names=names,
+            names=make_name_lists(lists),
         )
+        if runner.context is not None:
+            runner.context.fingerprints = lists.malware_fingerprints
         self.engine.inspector.keep_match_payload = runner.wants_match_packet
-        self.runner.close()
-        self.runner = runner
+        if runner is not self.runner:
+            self.runner.close()
+            self.runner = runner
+        self.config, self.databases = config, databases
 
     def close(self) -> None:
         self.runner.close()
         self.classifier.close()
 
 
-def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: ignore) -> Assembly:
-    """Build everything that judges; `sink_for` makes what its events go to.
+def assemble(
+    config: Config,
+    sink_for: Callable[[Classifier], Sink] = lambda _: ignore,
+    load: Loader = read_lists,
+    first_id: int = 1,
+) -> Assembly:
+    """Build everything that judges; `sink_for` makes what its events go to, `load` gives the lists.
 
-    Raises ConfigError, or DpiError if no usable libndpi is found.
+    `first_id`: the number of the first flow. Raises ConfigError, or DpiError if no usable libndpi is found.
     """
-    directory = make_directory(config)
-    names = make_name_lists(config)
+    lists, databases = load(config.lists), open_databases(config)
+    directory = make_directory(config, lists, databases)
     classifier = NdpiClassifier(load_library(config.dpi.library))
     runner = make_runner(config, classifier)
     inspector = Inspector(
         classifier,
-        names=names,
+        names=make_name_lists(lists),
         detection_packets=config.limits.detection_packets,
         watch_http=config.dpi.watch_http,
         keep_match_payload=runner.wants_match_packet,
@@ -88,6 +117,7 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
         directory=directory,
         limits=make_limits(config),
         sink=sink_for(classifier),
+        first_id=first_id,
     )
     runner.context = Context(
         facts=inspector.facts,
@@ -95,8 +125,9 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
         risk_names=classifier.risk_names,
         risks=lambda flow: flow.dpi.risks() if flow.dpi is not None else flow.risks,
         action=lambda flow: engine.verdicts.action(flow, engine.now),
+        fingerprints=lists.malware_fingerprints,
     )
-    return Assembly(engine, runner, classifier)
+    return Assembly(engine, runner, classifier, config, load, databases)
 
 
 def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
@@ -145,113 +176,81 @@ def make_limits(config: Config) -> Limits:
     )
 
 
-def make_directory(config: Config) -> Directory:
-    """What is known of addresses. Raises ConfigError for an unreadable list or database."""
+def make_directory(config: Config, lists: ListSets, databases: Databases) -> Directory:
+    """What is known of addresses."""
     return Directory(
         local_networks=config.network.local,
         own_addresses=config.network.own_addresses,
-        malware=NetworkSet(_networks(config.lists.malware_hosts)),
-        allowed=NetworkSet(_networks(config.lists.allow_hosts)),
-        country=_country_lookup(config.geoip.country_database),
+        malware=lists.malware_hosts,
+        allowed=lists.allow_hosts,
+        country=databases.country,
+        asn=databases.asn,
     )
 
 
-def make_name_lists(config: Config) -> NameLists:
-    """The domain lists. Raises ConfigError for an unreadable one."""
-    lists = config.lists
+def make_name_lists(lists: ListSets) -> NameLists:
+    """What is known of names."""
     return NameLists(
-        malware=_domains(lists.malware_domains),
-        mining=_domains(lists.mining_domains),
-        advertisement=_domains(lists.advertisement_domains),
+        malware=lists.malware_domains,
+        mining=lists.mining_domains,
+        advertisement=lists.advertisement_domains,
+        allowed=lists.allow_domains,
     )
 
 
-def _entries(path: Path) -> list[tuple[int, str]]:
-    """Line number and entry, comments and empty lines left out."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigError(f"list {path}: cannot be read: {error.strerror}") from None
-    stripped = ((number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1))
-    return [(number, entry) for number, entry in stripped if entry]
-
-
-def allowed_networks(config: Config) -> list[str]:
+def allowed_networks(config: Config, load: Loader = read_lists) -> list[str]:
     """Networks and addresses whose traffic is never blocked. Raises ConfigError for an unreadable list."""
-    return [*config.network.own_addresses, *map(str, _networks(config.lists.allow_hosts))]
+    lists = config.lists
+    allowed = load(Lists(allow_hosts=lists.allow_hosts, cache_directory=lists.cache_directory)).allow_hosts
+    return [*config.network.own_addresses, *map(str, allowed.networks())]
 
 
-def _networks(paths: list[Path]) -> list[Network]:
-    entries: list[Network] = []
-    for path in paths:
-        for number, entry in _entries(path):
-            try:
-                entries.append(ip_network(entry, strict=False))
-            except ValueError:
-                raise ConfigError(
-                    f"list {path}:{number}: found {entry!r}; allowed is an address or a network"
-                ) from None
-    return entries
-
-
-def _domains(paths: list[Path]) -> DomainSet:
-    return DomainSet(entry for path in paths for _, entry in _entries(path))
+def open_databases(config: Config) -> Databases:
+    """The address databases that are configured. Raises ConfigError for one that cannot be used."""
+    geoip = config.geoip
+    return Databases(_country_lookup(geoip.country_database), _asn_lookup(geoip.asn_database))
 
 
 def _country_lookup(path: Path | None) -> CountryLookup | None:
     if path is None:
         return None
-    try:
-        reader = maxminddb.open_database(str(path))
-    except (OSError, maxminddb.InvalidDatabaseError) as error:
-        raise ConfigError(f"geoip.country_database: {path} cannot be used: {error}") from None
+    get = _database(path, "geoip.country_database")
 
+    @lru_cache(maxsize=_PLACES_KEPT)
     def lookup(ip: str) -> str | None:
-        try:
-            record = reader.get(ip)
-        except ValueError:  # an IPv6 address in an IPv4 database
-            return None
-        country = record.get("country") if isinstance(record, dict) else None
+        country = get(ip).get("country")
         code = country.get("iso_code") if isinstance(country, dict) else None
         return code if isinstance(code, str) else None
 
     return lookup
 
 
-def rehearse(config: Config) -> None:
-    """Build all that a live engine needs, once, so that what is wrong with it is found before workers start.
+def _asn_lookup(path: Path | None) -> AsnLookup | None:
+    if path is None:
+        return None
+    get = _database(path, "geoip.asn_database")
 
-    Raises ConfigError or DpiError.
-    """
-    assembly = assemble(config)
-    if config.eve.path is not None:
-        _event_file(config.eve.path, assembly.classifier).close()
-    assembly.close()
+    @lru_cache(maxsize=_PLACES_KEPT)
+    def lookup(ip: str) -> tuple[int, str] | None:
+        record = get(ip)
+        number, name = (record.get(f"autonomous_system_{key}") for key in ("number", "organization"))
+        return (number, name if isinstance(name, str) else "") if isinstance(number, int) else None
+
+    return lookup
 
 
-def _event_file(path: Path, classifier: Classifier) -> EveFile:
+def _database(path: Path, key: str) -> Callable[[str], dict[str, Any]]:
+    """What gives the record of an address in a database of MaxMind's format."""
     try:
-        return EveFile(path, classifier)
-    except OSError as error:
-        raise ConfigError(f"eve.path: {path}: cannot be written: {error.strerror}") from None
+        reader = maxminddb.open_database(str(path))
+    except (OSError, maxminddb.InvalidDatabaseError) as error:
+        raise ConfigError(f"{key}: {path} cannot be used: {error}") from None
 
+    def get(ip: str) -> dict[str, Any]:
+        try:
+            record = reader.get(ip)
+        except ValueError:  # an IPv6 address in an IPv4 database
+            return {}
+        return record if isinstance(record, dict) else {}
 
-@contextmanager
-def live(config: Config) -> Iterator[Assembly]:
-    """What judges live traffic; its events go to the configured EVE file. Ends all of it."""
-    files: list[EveFile] = []
-
-    def sink_for(classifier: Classifier) -> Sink:
-        if config.eve.path is None:
-            return ignore
-        files.append(_event_file(config.eve.path, classifier))
-        return files[0]
-
-    assembly = assemble(config, sink_for)
-    try:
-        yield assembly
-    finally:
-        _log.info("engine_totals", **assembly.engine.figures(), events_lost=sum(f.lost for f in files))
-        assembly.close()
-        for file in files:
-            file.close()
+    return get

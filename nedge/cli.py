@@ -17,7 +17,9 @@ from nedge.config import load as load_config
 from nedge.control import commands as control
 from nedge.control.protocol import ControlError, Kind
 from nedge.dpi import DpiError
+from nedge.export.cli import history
 from nedge.lab.cli import app as lab
+from nedge.lists.cli import app as lists
 
 app = typer.Typer(
     name="nedge",
@@ -29,6 +31,8 @@ app = typer.Typer(
 
 app.add_typer(lab, name="lab")
 control.add_to(app)
+app.add_typer(lists, name="lists")
+app.command()(history)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML).")
@@ -137,22 +141,25 @@ def replay(
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
-    from nedge.assemble import allowed_networks, live, rehearse
+    from nedge.assemble import allowed_networks
     from nedge.dpi.selftest import check as check_dpi
     from nedge.gateway.run import Parts
     from nedge.gateway.run import run as run_gateway
+    from nedge.lists.loading import load_lists
+    from nedge.live import live, rehearse
 
     settings = configure(config)
     check_dpi(settings.dpi.library)
     rehearse(settings)
     tame_garbage_collector()
-    parts = Parts(live, allowed_networks, partial(reread, config) if config else None)
+    exempt = partial(allowed_networks, load=load_lists)
+    parts = Parts(live, exempt, partial(reread, config) if config else None)
     sys.exit(run_gateway(settings, parts))
 
 
 def reread(path: Path) -> Config:
     """The configuration file as it is now, checked to the end."""
-    from nedge.assemble import rehearse
+    from nedge.live import rehearse
 
     settings = load_config(path)
     rehearse(settings)

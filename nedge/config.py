@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -44,9 +45,38 @@ def _address(value: str) -> str:
         raise ValueError("an IPv4 or IPv6 address") from None
 
 
+def _listen(value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        good = (ip_address(host.strip("[]")).version == 6) == bracketed and 0 < int(port) < 65536
+    except ValueError:
+        good = False
+    if not good:
+        raise ValueError("an address and a port, such as 127.0.0.1:9750 or [::1]:9750")
+    return value
+
+
+def _source(value: Any) -> Path | str:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("the path of a file, or a URL that starts with http:// or https://")
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        return Path(value)
+    if scheme.lower() not in ("http", "https") or not urlsplit(value).hostname or rest.split() != [rest]:
+        raise ValueError("the path of a file, or a URL that starts with http:// or https://")
+    return value
+
+
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
 File = Annotated[Path, Field(strict=False)]
+Source = Annotated[Path | str, PlainValidator(_source)]
+"""Where a list comes from: a file, or (a string) a URL."""
 PassOrDrop = Literal["pass", "drop"]
 PassDropOrReject = Literal["pass", "drop", "reject"]
 Score = Annotated[int, Field(ge=0, le=65535)]
@@ -197,20 +227,34 @@ class Limits(_Section):
 
 
 class Lists(_Section):
-    """Files with one entry a line; # starts a comment. Relative paths: to the configuration file."""
+    """Files and URLs with one entry a line. Relative paths: to the configuration file."""
 
-    malware_hosts: list[File] = []
+    malware_hosts: list[Source] = []
     """Addresses and networks."""
-    malware_domains: list[File] = []
-    mining_domains: list[File] = []
-    advertisement_domains: list[File] = []
-    allow_hosts: list[File] = []
+    malware_domains: list[Source] = []
+    malware_fingerprints: list[Source] = []
+    """JA3 and JA4 fingerprints of TLS clients."""
+    mining_domains: list[Source] = []
+    advertisement_domains: list[Source] = []
+    allow_hosts: list[Source] = []
     """Addresses and networks that are never blocked, except by the operator."""
+    allow_domains: list[Source] = []
+    """Domains of which the same is true."""
+    refresh_hours: Annotated[float, Field(ge=0, le=8784)] = 24
+    """How often URLs are asked for news, and files looked at; 0 = only on demand."""
+    cache_directory: File = Path("/var/cache/nedge")
+    """Where downloads are kept, and lists in the form in which workers share them."""
+    max_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
+    """The largest download that is taken."""
+    min_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """A download with less than this part of the entries that the one before had is not taken."""
 
 
 class GeoIP(_Section):
     country_database: File | None = None
     """A database in MaxMind's format with country.iso_code, such as GeoLite2-Country.mmdb."""
+    asn_database: File | None = None
+    """One with autonomous_system_number, such as GeoLite2-ASN.mmdb."""
 
 
 class Dpi(_Section):
@@ -221,8 +265,34 @@ class Dpi(_Section):
 
 
 class Eve(_Section):
+    """Events, a JSON object a line."""
+
     path: File | None = None
-    """File for events, a JSON object a line. Relative: to the configuration file."""
+    """Relative: to the configuration file."""
+    stats_seconds: Annotated[float, Field(ge=0, le=86400)] = 60
+    """How often the counters are an event, too; 0 = never."""
+    rotate_megabytes: Annotated[int, Field(ge=0)] = 0
+    """Size at which a new file begins; 0 = never."""
+    rotate_hours: Annotated[float, Field(ge=0, le=8784)] = 0
+    """Time after which a new file begins, counted from midnight UTC; 0 = never."""
+    keep: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Rotated files that are kept."""
+
+
+class History(_Section):
+    """What became of flows, in a SQLite file that `nedge history` reads."""
+
+    path: File | None = None
+    """Relative: to the configuration file."""
+    max_days: Annotated[float, Field(gt=0, le=36525)] = 30
+    max_megabytes: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+
+
+class Metrics(_Section):
+    """For Prometheus."""
+
+    listen: Annotated[str | None, AfterValidator(_listen)] = None
+    """Address and port to answer on; None: nowhere."""
 
 
 class Control(_Section):
@@ -285,6 +355,8 @@ class Config(_Section):
     geoip: GeoIP = GeoIP()
     dpi: Dpi = Dpi()
     eve: Eve = Eve()
+    history: History = History()
+    metrics: Metrics = Metrics()
     control: Control = Control()
     log: Log = Log()
     scripts: Scripts = Scripts()
@@ -347,16 +419,22 @@ def _resolve(config: Config, base: Path) -> Config:
     def at(path: Path) -> Path:
         return base / path.expanduser()
 
-    lists = {name: [at(path) for path in getattr(config.lists, name)] for name in Lists.model_fields}
-    database, events = config.geoip.country_database, config.eve.path
+    lists: dict[str, Any] = {
+        name: [at(source) if isinstance(source, Path) else source for source in value]
+        for name, value in config.lists
+        if isinstance(value, list)
+    }
+    lists["cache_directory"] = at(config.lists.cache_directory)
+    events, history = config.eve.path, config.history.path
     control = {"state": at(config.control.state)}
     if config.control.socket:
         control["socket"] = at(config.control.socket)
     return config.model_copy(
         update={
             "lists": config.lists.model_copy(update=lists),
-            "geoip": GeoIP(country_database=at(database) if database else None),
-            "eve": Eve(path=at(events) if events else None),
+            "geoip": GeoIP(**{name: at(database) for name, database in config.geoip if database}),
+            "eve": config.eve.model_copy(update={"path": at(events) if events else None}),
+            "history": config.history.model_copy(update={"path": at(history) if history else None}),
             "control": config.control.model_copy(update=control),
             "scripts": config.scripts.model_copy(
                 update={"directories": [at(path) for path in config.scripts.directories]}

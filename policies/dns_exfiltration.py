@@ -9,6 +9,7 @@ Default scores: flow 50, client 50, an alert. Set `score = 100` to block such qu
 """
 
 from collections import Counter
+from functools import lru_cache
 from math import log2
 
 from nedge.core.lists import DomainSet
@@ -34,6 +35,7 @@ MAX_SEEN = 100_000  # names kept; more within a window start a new one
 seen: set[tuple[str, str, str]] = set()  # client, domain, and what it asked for below it, in this window
 totals: Counter[tuple[str, str]] = Counter()  # client and domain -> characters
 window = 0
+exempt = lru_cache(maxsize=1)(DomainSet)
 
 
 def split(name: str) -> tuple[str, str]:
@@ -64,7 +66,7 @@ def volume(client: str, domain: str, text: str, now: int) -> int:
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
     query = flow.getDnsQuery().rstrip(".")
-    if not query or DomainSet(conf["ignore"]).match(query):
+    if not query or exempt(tuple(conf["ignore"])).match(query):
         return
     text, domain = split(query)
     measured: dict[str, tuple[float, float]] = {

@@ -1,8 +1,9 @@
 """Blocks TLS clients by their fingerprint: JA3 hashes that malware is known by.
 
-`signatures` has hashes, `files` has paths of CSV files with a hash in the first column, such as abuse.ch's
-`ja3_fingerprints.csv`; `#` starts a comment. Give absolute paths. While both are empty, nothing happens.
-nDPI 5.0 has JA4 where older releases have JA3: a list may hold both kinds.
+Listed are the fingerprints of `lists.malware_fingerprints` in the configuration, which may be URLs, those in
+`signatures`, and those in `files`: absolute paths of CSV files with a hash in the first column, such as
+abuse.ch's `ja3_fingerprints.csv`; `#` starts a comment. While all are empty, nothing happens. nDPI 5.0 has
+JA4 where older releases have JA3: a list may hold both kinds.
 
 Default scores: flow 100, client 100: what you list is blocked. Programs share fingerprints, so try a list
 with a lower score first: then it only alerts.
@@ -27,18 +28,18 @@ def signatures(inline: tuple[str, ...], files: tuple[str, ...]) -> frozenset[str
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
     listed = signatures(tuple(conf["signatures"]), tuple(conf["files"]))
-    if not listed:
-        return
-    facts = flow.getFacts()
-    for kind, signature in (("ja3", facts.ja3), ("ja4", facts.ja4)):
-        if signature in listed:
-            flow.triggerStatus(
-                status_types.status_malicious_signature,
-                {kind: signature},
-                conf["score"],
-                conf["client_score"],
-                conf["server_score"],
-            )
+    found = flow.getListedFingerprints()
+    if listed:
+        facts = flow.getFacts()
+        found |= {kind: text for kind, text in (("ja3", facts.ja3), ("ja4", facts.ja4)) if text in listed}
+    if found:
+        flow.triggerStatus(
+            status_types.status_malicious_signature,
+            found,
+            conf["score"],
+            conf["client_score"],
+            conf["server_score"],
+        )
 
 
 protocolUpdated = protocolDetected

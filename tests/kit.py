@@ -76,6 +76,16 @@ def write_countries(path: Path, countries: Mapping[str, str]) -> Path:
     return path
 
 
+def write_asns(path: Path, systems: Mapping[str, tuple[int, str]]) -> Path:
+    """A database of autonomous systems in MaxMind's format: network -> number and name."""
+    writer = MMDBWriter(ip_version=6, ipv4_compatible=True, database_type="ASN", languages=["en"])
+    for network, (number, name) in systems.items():
+        record = {"autonomous_system_number": number, "autonomous_system_organization": name}
+        writer.insert_network(IPSet([network]), record)
+    writer.to_db_file(str(path))
+    return path
+
+
 # The engine
 
 

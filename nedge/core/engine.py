@@ -57,8 +57,12 @@ class Engine:
         limits: Limits | None = None,
         sink: Sink = ignore,
         remark: Callable[[Flow], None] | None = None,
+        first_id: int = 1,
     ) -> None:
-        """`remark`: there is a kernel that takes flows over; called when the share it was given changes."""
+        """`remark`: there is a kernel that takes flows over; called when the share it was given changes.
+
+        `first_id`: flows are numbered from here; other engines may have other numbers.
+        """
         self.inspector = inspector
         inspector.on_news = self._news
         self.limits = limits or Limits()
@@ -76,7 +80,7 @@ class Engine:
         self._sink = sink
         self.remark = remark
         self._readings = 0
-        self._next_id = 1
+        self._next_id = first_id
         self.verdicts = Judge(
             scripts or NoScripts(),
             policy or Policy(),
@@ -287,6 +291,8 @@ class Engine:
         if flow.server_score:
             self.hosts.score_changed(flow.server)
         flow.forget_statuses()
+        self.hosts.refresh(flow.client)
+        self.hosts.refresh(flow.server)
         self.inspector.classify_anew(flow)
         if flow.detected:
             self.run_hook(flow, Hook.PROTOCOL_DETECTED, now)

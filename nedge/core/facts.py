@@ -37,7 +37,7 @@ UNKNOWN = Classification(0, 0, "Unknown", "", "Unknown", 0, "Unspecified", "Unra
 class Facts:
     """What was read in a flow's payload, beyond its protocol. Empty string, 0 or () where absent.
 
-    Flows may share one: read only.
+    Flows may share one: read only. No passwords: see `nedge.core.secrets`.
     """
 
     hostname: str = ""

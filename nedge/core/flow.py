@@ -86,6 +86,7 @@ class Flow:
         "accounted",
         "alerted_score",
         "alerted_status",
+        "allowed",
         "blacklisted",
         "bytes_rcvd",
         "bytes_sent",
@@ -211,6 +212,8 @@ class Flow:
         self.risks = 0
         self.blacklisted = False
         """By an address or name list."""
+        self.allowed = False
+        """By a name list; what is known of addresses is the hosts'."""
         self.match_length = 0
         self.match_payload: bytes | None = None
         """Payload of the packet on which detection completed."""

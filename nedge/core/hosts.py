@@ -13,6 +13,8 @@ _VLANS = 1 << 12
 
 CountryLookup = Callable[[str], str | None]
 """IP address in text form -> ISO 3166 two-letter code, or None."""
+AsnLookup = Callable[[str], tuple[int, str] | None]
+"""IP address in text form -> number and name of its autonomous system, or None."""
 
 
 def ip_text(address: bytes) -> str:
@@ -31,7 +33,11 @@ class Host:
     __slots__ = (
         "address",
         "allowed",
+        "as_name",
+        "asn",
         "blacklisted",
+        "country",
+        "directory",
         "flows",
         "forgiven",
         "ip",
@@ -51,10 +57,16 @@ class Host:
         self.ip = ip_text(address)
         self.flows = 0
         """Live flows it is an end of."""
+        self.directory: Directory | None = None
+        """That which described it."""
         self.local = False
         self.unicast = True
         self.blacklisted = False
         self.allowed = False
+        self.country: str | None = None
+        self.asn = 0
+        """Number of its autonomous system; 0 if unknown."""
+        self.as_name = ""
         self.score_as_client = 0
         self.score_as_server = 0
         self.score_elsewhere = 0
@@ -94,6 +106,7 @@ class Directory:
         malware: NetworkSet | None = None,
         allowed: NetworkSet | None = None,
         country: CountryLookup | None = None,
+        asn: AsnLookup | None = None,
     ) -> None:
         networks = [ip_network(net, strict=False) if isinstance(net, str) else net for net in local_networks]
         self._local = NetworkSet(networks)
@@ -101,6 +114,7 @@ class Directory:
         self._malware = malware or NetworkSet()
         self._allowed = allowed or NetworkSet()
         self.country_lookup = country
+        self._asn = asn
         self._not_unicast = frozenset(
             str(address)
             for net in networks
@@ -124,10 +138,13 @@ class Directory:
     def describe(self, host: Host) -> None:
         """Fill in what depends on lists and configuration."""
         ip = host.ip
+        host.directory = self
         host.local = self.is_local(ip)
         host.unicast = self.is_unicast(ip)
         host.blacklisted = ip in self._malware
         host.allowed = ip in self._own or ip in self._allowed
+        host.country = self.country(ip)
+        host.asn, host.as_name = (self._asn(ip) if self._asn else None) or (0, "")
 
 
 class HostBook:
@@ -154,13 +171,19 @@ class HostBook:
         host = self._hosts.get((vlan, address))
         if host is None:
             host = self._hosts[vlan, address] = Host(address, vlan)
-            self.directory.describe(host)
             host.operator = self.word_on(host.ip)
             if self._elsewhere:
                 host.score_elsewhere = self._elsewhere.get((vlan, address), 0)
                 host.forgiven = self._forgiven.get((vlan, address), 0)
+        if host.directory is not self.directory:
+            self.directory.describe(host)
         host.flows += 1
         return host
+
+    def refresh(self, host: Host) -> None:
+        """Describe a live host anew, if there is a new directory."""
+        if host.directory is not self.directory:
+            self.directory.describe(host)
 
     def score_changed(self, host: Host) -> None:
         """Note that flows here changed a host's score."""
@@ -225,7 +248,5 @@ class HostBook:
             self._hosts.pop((host.vlan, host.address), None)
 
     def replace_directory(self, directory: Directory) -> None:
-        """New lists or configuration: every live host is described anew."""
+        """New lists or configuration. Hosts are described anew as they come up: all at once takes long."""
         self.directory = directory
-        for host in self._hosts.values():
-            directory.describe(host)

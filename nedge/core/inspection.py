@@ -58,9 +58,19 @@ class _Traits(NamedTuple):
 
 
 class NameLists:
-    """Domain lists that give a flow a category. The first list that covers a name wins."""
+    """Domain lists that give a flow a category. The first list that covers a name wins.
 
-    def __init__(self, malware: DomainSet, mining: DomainSet, advertisement: DomainSet) -> None:
+    Names on the allow-list have none of these, and their flows pass.
+    """
+
+    def __init__(
+        self,
+        malware: DomainSet,
+        mining: DomainSet,
+        advertisement: DomainSet,
+        allowed: DomainSet | None = None,
+    ) -> None:
+        self._allowed = allowed if allowed is not None and len(allowed) else None
         self._lists = [
             (domains, category, name)
             for domains, category, name in (
@@ -70,6 +80,10 @@ class NameLists:
             )
             if len(domains)
         ]
+
+    def allows(self, name: str) -> bool:
+        """Whether a host name is on the allow-list."""
+        return self._allowed is not None and self._allowed.match(name) is not None
 
     def category(self, name: str) -> tuple[int, str] | None:
         """Category id and name for a host name, or None."""
@@ -218,7 +232,8 @@ class Inspector:
 
     def _set_classification(self, flow: Flow, classification: Classification) -> None:
         flow.blacklisted = flow.client.blacklisted or flow.server.blacklisted
-        listed = self.names.category(flow.hostname) if flow.hostname else None
+        flow.allowed = bool(flow.hostname) and self.names.allows(flow.hostname)
+        listed = self.names.category(flow.hostname) if flow.hostname and not flow.allowed else None
         if listed:
             classification = classification._replace(category_id=listed[0], category=listed[1])
             flow.blacklisted = flow.blacklisted or listed[0] == CATEGORY_MALWARE

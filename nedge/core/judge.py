@@ -129,7 +129,7 @@ class Judge:
             detected=flow.detected,
             operator=operator,
             order=order.text if order else "",
-            allowed=client.allowed or server.allowed,
+            allowed=client.allowed or server.allowed or flow.allowed,
             status_map=flow.status_map,
             score=flow.score,
             client_score=self._host_score(client, now) if self.policy.host_drop_score else 0,

@@ -10,6 +10,7 @@ import re
 from typing import NamedTuple, Protocol
 
 from nedge.core.packet import SYN, TCP, Packet
+from nedge.core.secrets import without_secrets
 
 MAX_HEAD = 64 * 1024
 """An HTTP request head, or a DNS message, that is longer is not waited for."""
@@ -208,7 +209,7 @@ class HttpWatch:
             Request(
                 name=name,
                 head=head,
-                url=name + path.decode("latin-1"),
+                url=without_secrets(name + path.decode("latin-1")),
                 method=method.decode("latin-1"),
                 user_agent=_header(head, lower, _USER_AGENT).decode("latin-1"),
             )

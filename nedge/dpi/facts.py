@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from nedge.core.facts import Facts
+from nedge.core.secrets import without_secrets
 
 # As ndpi_ssl_version2str writes them. The number is the one on the wire.
 _TLS_VERSIONS = {"SSLv3": 0x0300, "TLSv1": 0x0301, "TLSv1.0": 0x0301, "TLSv1.1": 0x0302, "TLSv1.2": 0x0303}
@@ -91,7 +92,7 @@ def _quic(facts: Facts, block: Mapping[str, Any]) -> None:
 
 
 def _http(facts: Facts, block: Mapping[str, Any]) -> None:
-    facts.http_url = _text(block, "url")
+    facts.http_url = without_secrets(_text(block, "url"))
     facts.http_method = _text(block, "method")
     facts.http_code = _number(block, "code")
     facts.http_user_agent = _text(block, "user_agent")

@@ -63,6 +63,8 @@ class NdpiFlow:
     def hostname(self) -> str:
         """The server name seen so far, lower case (its last 79 characters), or ""."""
         name: bytes = self._module.flow_name(self._flow) or b""
+        if b"@" in name:  # user and password in a Host header
+            name = name.rpartition(b"@")[2]
         return name.decode(errors="replace").lower()
 
     def risks(self) -> int:

@@ -28,6 +28,7 @@ _RENAMED = (
 )
 _ALIASES = {name.casefold(): group for group in _RENAMED for name in group}
 
+_MAX_KEPT = 4096
 _MAX_CATEGORIES = 256  # ids above the last one give the "Invalid category" name
 
 
@@ -62,6 +63,7 @@ class Names:
             if name and not name.startswith("Invalid"):
                 self._category_ids.setdefault(name.casefold(), number)
         self._described = {0: UNKNOWN}
+        self._risks: dict[int, list[str]] = {}
 
     def describe(self, word: int) -> Classification:
         """Names for a classification word, as ndpi_protocol2name composes them."""
@@ -96,12 +98,16 @@ class Names:
 
     def risk_names(self, risks: int) -> list[str]:
         """nDPI's names of the bits set, lowest bit first."""
-        names = []
-        while risks:
-            lowest = risks & -risks
-            names.append(_text(self._risk(lowest.bit_length() - 1)))
-            risks ^= lowest
-        return names
+        known = self._risks.get(risks)
+        if known is None:
+            known, rest = [], risks
+            while rest:
+                lowest = rest & -rest
+                known.append(_text(self._risk(lowest.bit_length() - 1)))
+                rest ^= lowest
+            if len(self._risks) < _MAX_KEPT:
+                self._risks[risks] = known
+        return list(known)
 
     def close(self) -> None:
         """Ask the module nothing any more; words described before stay known."""

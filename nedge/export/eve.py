@@ -1,22 +1,24 @@
 """Events in Suricata's EVE JSON, a line each, with an `ndpi` and a `nedge` object beside.
 
-Passwords that nDPI may have seen are no part of `Facts`, so they cannot get here.
+`schema/` has their JSON schema. Passwords that nDPI may have seen are no part of `Facts`, so they cannot get
+here.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, BinaryIO
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
 
 import orjson
-import structlog
 
 from nedge.core.events import AlertRaised, Event, FlowEnded, HostQuarantined, VerdictChanged
-from nedge.core.facts import Classifier, Facts
-from nedge.core.flow import Flow
+from nedge.core.facts import Classification, Classifier, Facts
+from nedge.core.flow import NO_FACTS, EndReason, Flow
 from nedge.core.packet import GRE, ICMP, ICMPV6, IGMP, SCTP, TCP, UDP
+from nedge.core.verdict import Action, Rule
 
 _PROTO_NAMES = {
     ICMP: "ICMP",
@@ -30,84 +32,110 @@ _PROTO_NAMES = {
 _TLS_VERSIONS = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
 _LAST_TIME = 253_402_300_799  # the end of the year 9999
 _SEVERITIES = {"error": 1, "warning": 2, "notice": 3, "info": 3}
-
-_log = structlog.get_logger(__name__)
+_ACTIONS = {action: action.label for action in Action}
+_RULES = {rule: rule.value for rule in Rule}
+_REASONS = {reason: reason.label for reason in EndReason}
 
 
 def eve_time(when: float) -> str:
     """Epoch seconds -> EVE's time stamp, in UTC with microseconds; what no calendar has, as its last day."""
-    return datetime.fromtimestamp(min(max(when, 0), _LAST_TIME), UTC).strftime("%Y-%m-%dT%H:%M:%S.%f+0000")
+    seconds = int(when)
+    micros = int((when - seconds) * 1e6 + 1_000_000.5)  # with a digit in front, so that zeros stay
+    if micros >= 2_000_000 or not 0 <= when <= _LAST_TIME:
+        seconds, micros = divmod(round(min(max(when, 0), _LAST_TIME) * 1e6), 1_000_000)
+        micros += 1_000_000
+    return _second(seconds) + str(micros)[1:] + "+0000"
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
 
 
 def proto_name(proto: int) -> str:
     """IP protocol number -> EVE's name; a protocol without one is its number."""
-    return _PROTO_NAMES.get(proto, str(proto))
+    return _PROTO_NAMES.get(proto) or str(proto)
 
 
 def event_record(event: Event, classifier: Classifier) -> dict[str, Any]:
     """An engine event as an EVE event."""
-    match event:
-        case FlowEnded(flow, time, reason):
-            return flow_record(flow, time, classifier, reason.label)
-        case AlertRaised(flow, time, alert, action):
-            return _head("alert", flow, time) | {
+    if isinstance(event, FlowEnded):
+        return flow_record(event.flow, event.time, classifier, _REASONS[event.reason])
+    if isinstance(event, HostQuarantined):
+        return {
+            "timestamp": eve_time(event.time),
+            "event_type": "quarantine",
+            "src_ip": event.host.ip,
+            "vlan": event.host.vlan,
+            "nedge": {"score": event.host.score, "until": eve_time(event.until)},
+        }
+    flow = event.flow
+    verdict: dict[str, Any] = {"verdict": {"action": _ACTIONS[flow.verdict.action]}}
+    if isinstance(event, AlertRaised):
+        alert, blocked = event.alert, bool(event.action)
+        return (
+            _head("alert", flow, event.time)
+            | _so_far(flow)
+            | {
                 "alert": {
-                    "action": "blocked" if action else "allowed",
+                    "action": "blocked" if blocked else "allowed",
+                    "gid": 1,
                     "signature_id": alert.status.status_key,
+                    "rev": 1,
                     "signature": alert.status.title,
                     "category": alert.status.alert_type,
                     "severity": _SEVERITIES[alert.status.severity],
                 },
+                "verdict": {"action": _ACTIONS[event.action]},
                 "nedge": _nedge(flow) | {"script": alert.script, "info": alert.info},
             }
-        case VerdictChanged(flow, time, previous):
-            return _head("drop" if flow.verdict.action else "pass", flow, time) | {
-                "nedge": _nedge(flow) | {"previous": previous.reason}
-            }
-        case HostQuarantined(host, time, until):
-            return {
-                "timestamp": eve_time(time),
-                "event_type": "quarantine",
-                "src_ip": host.ip,
-                "vlan": host.vlan,
-                "nedge": {"score": host.score, "until": eve_time(until)},
-            }
+        )
+    assert isinstance(event, VerdictChanged)
+    kind = "drop" if flow.verdict.action else "pass"
+    if flow.verdict.action:
+        verdict["drop"] = {"reason": flow.verdict.reason}
+    return (
+        _head(kind, flow, event.time)
+        | _so_far(flow)
+        | verdict
+        | {"nedge": _nedge(flow) | {"previous": event.previous.reason}}
+    )
 
 
 def flow_record(flow: Flow, time: float, classifier: Classifier, reason: str = "") -> dict[str, Any]:
     """A flow as EVE's flow event. `reason`: why it ended."""
+    record = _head("flow", flow, time)
     classification = flow.first_classification
-    return _head("flow", flow, time) | {
-        "app_proto": classification.protocol,
-        "flow": {
-            "pkts_toserver": flow.packets_sent,
-            "pkts_toclient": flow.packets_rcvd,
-            "bytes_toserver": flow.bytes_sent,
-            "bytes_toclient": flow.bytes_rcvd,
-            "start": eve_time(flow.first_seen),
-            "end": eve_time(flow.last_seen),
-            "age": int(flow.last_seen) - int(flow.first_seen),
-            "state": "closed" if flow.closing else "established" if flow.packets_rcvd else "new",
-            "reason": reason,
-            "alerted": bool(flow.alerted_status),
-        },
-        "ndpi": {
-            "proto": classification.protocol,
-            "master_id": classification.master_id,
-            "app_id": classification.app_id,
-            "category": classification.category,
-            "category_id": classification.category_id,
-            "breed": classification.breed,
-            "hostname": flow.hostname,
-            "risks": classifier.risk_names(flow.risks),
-            "risk_map": flow.risks,
-        }
-        | _facts(flow.facts),
-        "nedge": _nedge(flow),
+    record["app_proto"] = classification.protocol
+    first, last = flow.first_seen, flow.last_seen
+    record["flow"] = {
+        "pkts_toserver": flow.packets_sent,
+        "pkts_toclient": flow.packets_rcvd,
+        "bytes_toserver": flow.bytes_sent,
+        "bytes_toclient": flow.bytes_rcvd,
+        "start": eve_time(first),
+        "end": eve_time(last),
+        "age": int(last) - int(first),
+        "state": "closed" if flow.closing else "established" if flow.packets_rcvd else "new",
+        "reason": reason,
+        "alerted": flow.alerted_status != 0,
     }
+    risks = flow.risks
+    record["ndpi"] = ndpi = {
+        **_classified(classification),
+        "hostname": flow.hostname,
+        "risks": classifier.risk_names(risks) if risks else [],
+        "risk_map": risks,
+    }
+    if flow.facts is not NO_FACTS:
+        _add_facts(ndpi, flow.facts)
+    record["nedge"] = _nedge(flow)
+    return record
 
 
 def _head(event_type: str, flow: Flow, time: float) -> dict[str, Any]:
+    """Who talks to whom."""
+    proto = flow.proto
     return {
         "timestamp": eve_time(time),
         "flow_id": flow.id,
@@ -117,60 +145,120 @@ def _head(event_type: str, flow: Flow, time: float) -> dict[str, Any]:
         "src_port": flow.client_port,
         "dest_ip": flow.server.ip,
         "dest_port": flow.server_port,
-        "proto": proto_name(flow.proto),
+        "proto": _PROTO_NAMES.get(proto) or str(proto),
+    }
+
+
+def _so_far(flow: Flow) -> dict[str, Any]:
+    """What is known of a flow that goes on."""
+    return {
+        "app_proto": flow.classification.protocol,
+        "flow": {
+            "pkts_toserver": flow.packets_sent,
+            "pkts_toclient": flow.packets_rcvd,
+            "bytes_toserver": flow.bytes_sent,
+            "bytes_toclient": flow.bytes_rcvd,
+            "start": eve_time(flow.first_seen),
+        },
+        "ndpi": {"hostname": flow.hostname},
+    }
+
+
+@lru_cache(maxsize=4096)
+def _classified(classification: Classification) -> dict[str, Any]:
+    """Not to be changed by who gets it."""
+    return {
+        "proto": classification.protocol,
+        "master_id": classification.master_id,
+        "app_id": classification.app_id,
+        "category": classification.category,
+        "category_id": classification.category_id,
+        "breed": classification.breed,
     }
 
 
 def _nedge(flow: Flow) -> dict[str, Any]:
-    return {
-        "status": flow.status_names,
+    verdict = flow.verdict
+    record: dict[str, Any] = {
+        "status": flow.status_names if flow.status_map else [],
         "status_map": flow.status_map,
         "statuses": {
             str(key): {"score": record.score, "script": record.script, "info": record.info}
-            for key, record in (flow.statuses or {}).items()
-        },
+            for key, record in flow.statuses.items()
+        }
+        if flow.statuses
+        else {},
         "score": flow.score,
         "cli_score": flow.client_score,
         "srv_score": flow.server_score,
-        "verdict": flow.verdict.action.label,
-        "reason": flow.verdict.reason,
+        "verdict": _ACTIONS[verdict.action],
+        "reason": verdict.reason if verdict.detail else _RULES[verdict.rule],
         "decided_at_packet": flow.decided_at_packet,
         "dropped_packets": flow.dropped_packets,
     }
+    client, server = flow.client, flow.server
+    if client.country or server.country or client.asn or server.asn:
+        for side, host in (("cli", client), ("srv", server)):
+            if host.country:
+                record[f"{side}_country"] = host.country
+            if host.asn:
+                record[f"{side}_asn"] = host.asn
+            if host.as_name:
+                record[f"{side}_as_name"] = host.as_name
+    return record
 
 
-def _facts(facts: Facts) -> dict[str, Any]:
+def _names(**names: str) -> tuple[tuple[str, ...], Callable[[Facts], tuple[Any, ...]]]:
+    """Names in a record, and what gets the facts that they stand for."""
+    return tuple(names), attrgetter(*names.values())
+
+
+_HTTP = _names(
+    http_url="http_url",
+    http_method="http_method",
+    http_code="http_code",
+    http_user_agent="http_user_agent",
+    http_content_type="http_content_type",
+)
+_DNS = _names(dns_query="dns_query", dns_query_type="dns_query_type", dns_reply_code="dns_reply_code")
+_TLS = _names(
+    sni="tls_sni",
+    alpn="tls_alpn",
+    tls_cipher="tls_cipher",
+    ja3="ja3",
+    ja3s="ja3s",
+    ja4="ja4",
+    cert_issuer="cert_issuer",
+    cert_subject="cert_subject",
+    cert_names="cert_names",
+    cert_sha1="cert_sha1",
+)
+_SSH = _names(
+    ssh_client="ssh_client",
+    ssh_server="ssh_server",
+    hassh_client="hassh_client",
+    hassh_server="hassh_server",
+)
+
+
+def _add_facts(record: dict[str, Any], facts: Facts) -> None:
     """Facts that are there, under short names."""
-    found: dict[str, Any] = {
-        "dns_query": facts.dns_query,
-        "dns_query_type": facts.dns_query_type,
-        "http_url": facts.http_url,
-        "http_method": facts.http_method,
-        "http_code": facts.http_code,
-        "http_user_agent": facts.http_user_agent,
-        "http_content_type": facts.http_content_type,
-        "tls_version": _TLS_VERSIONS.get(facts.tls_version, f"{facts.tls_version:#06x}"),
-        "sni": facts.tls_sni,
-        "alpn": facts.tls_alpn,
-        "tls_cipher": facts.tls_cipher,
-        "ja3": facts.ja3,
-        "ja3s": facts.ja3s,
-        "ja4": facts.ja4,
-        "cert_issuer": facts.cert_issuer,
-        "cert_subject": facts.cert_subject,
-        "cert_names": facts.cert_names,
-        "cert_sha1": facts.cert_sha1,
-        "ssh_client": facts.ssh_client,
-        "ssh_server": facts.ssh_server,
-        "hassh_client": facts.hassh_client,
-        "hassh_server": facts.hassh_server,
-    }
-    if not facts.tls_version:
-        del found["tls_version"]
-    if facts.cert_not_after:
-        found["cert_not_before"] = eve_time(facts.cert_not_before)
-        found["cert_not_after"] = eve_time(facts.cert_not_after)
-    return {name: value for name, value in found.items() if value}
+    groups = []
+    if facts.http_url or facts.http_method:
+        groups.append(_HTTP)
+    if facts.dns_query:
+        groups.append(_DNS)
+    if facts.tls_version or facts.tls_sni or facts.ja3 or facts.ja4:
+        if version := facts.tls_version:
+            record["tls_version"] = _TLS_VERSIONS.get(version) or f"{version:#06x}"
+        if facts.cert_not_after:
+            record["cert_not_before"] = eve_time(facts.cert_not_before)
+            record["cert_not_after"] = eve_time(facts.cert_not_after)
+        groups.append(_TLS)
+    if facts.ssh_client or facts.ssh_server:
+        groups.append(_SSH)
+    for names, get in groups:
+        record |= {name: value for name, value in zip(names, get(facts), strict=True) if value}
 
 
 def to_json(record: dict[str, Any]) -> bytes:
@@ -178,40 +266,16 @@ def to_json(record: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
     except TypeError:  # a script's integers beyond 64 bits, odd keys, or text that is no Unicode
-        return json.dumps(_plain(record), default=str).encode() + b"\n"
+        return orjson.dumps(_plain(record), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _plain(value: Any) -> Any:
+    """The same of types that JSON has; what it has not is text."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple | set) else value
-
-
-class EveFile:
-    """An event sink that appends to a file. A failing disk never stops the firewall: losses are counted."""
-
-    def __init__(self, path: Path, classifier: Classifier) -> None:
-        """Raises OSError if the file cannot be opened."""
-        self.lost = 0
-        """Events that could not be written."""
-        self.written = 0
-        self._classifier = classifier
-        self._file: BinaryIO = path.open("ab", buffering=0)
-        self._path = path
-
-    def __call__(self, event: Event) -> None:
-        line = to_json(event_record(event, self._classifier))
-        try:
-            done = self._file.write(line)
-            if done != len(line):  # the disk took a part: take it back, so that lines stay whole
-                self._file.truncate(self._file.tell() - done)
-                raise OSError(28, "No space left on device")
-        except OSError as error:
-            self.lost += 1
-            if self.lost & (self.lost - 1) == 0:  # 1st, 2nd, 4th, 8th …
-                _log.error("eve_write_failed", path=str(self._path), error=error.strerror, lost=self.lost)
-        else:
-            self.written += 1
-
-    def close(self) -> None:
-        self._file.close()
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    small = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+    return value if small or value is None or isinstance(value, float | bool) else _plain(str(value))

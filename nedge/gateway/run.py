@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -22,15 +22,18 @@ from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
 from nedge.core.marks import Marks
 from nedge.core.orders import OrderBook
+from nedge.export.outlet import Outlet
 from nedge.gateway.control import ControlServer
 from nedge.gateway.desk import Desk
+from nedge.gateway.exporting import ExporterProcess
 from nedge.gateway.keeper import Keeper, forget_quarantine
-from nedge.gateway.link import Link
+from nedge.gateway.latency import Latency
+from nedge.gateway.link import Link, Message
 from nedge.gateway.orders import OrderFile
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.reloading import Reloading
-from nedge.gateway.signals import stop_signals
-from nedge.gateway.supervisor import Supervisor
+from nedge.gateway.signals import StopSignals, stop_signals
+from nedge.gateway.supervisor import Supervisor, add_figures
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
@@ -41,9 +44,15 @@ from nedge.kernel.frames import FrameRules, Vlans, forget_frames
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
+from nedge.lists.schedule import STEP, Refresher
 from nedge.scripts.loader import Script
 
 LINK_DEADLINE = 5.0
+FLUSH_SECONDS = 0.25
+MEASURE_SECONDS = 1.0
+LOOK_SECONDS = 0.2
+"""Between two looks at the exporter, or at the kernel."""
+PATIENCE_SECONDS = 3.0
 MARKS = "marks"
 """Section of the state: which generation of marks the kernel knows."""
 
@@ -54,17 +63,22 @@ class Judging(Protocol):
     """What judges, in one worker."""
 
     engine: Engine
+    outlet: Outlet
+    """Where its events go."""
 
     @property
     def scripts(self) -> list[Script]:
         """The scripts that run now."""
 
-    def renew(self, config: Config) -> None:
-        """Judge by another configuration. Raises, and then nothing has changed."""
+    def renew(self, config: Config | None) -> None:
+        """Judge by another configuration, or (None) by newer lists. Raises, and then nothing has changed."""
+
+    def measures(self) -> dict[str, Any]:
+        """What is to be told of it, beside the engine's figures."""
 
 
-JudgingMaker = Callable[[Config], AbstractContextManager[Judging]]
-"""Makes what judges in one worker, in that worker's process, and ends it."""
+JudgingMaker = Callable[[Config, socket.socket], AbstractContextManager[Judging]]
+"""Makes what judges in one worker, in that worker's process, and ends it; events go to the socket."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +134,27 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         put_back(partial(forget_marks, marks, state))
     orders = OrderFile(config.control.state, gateway.bridge)
     orders.load()
-    supervisor = Supervisor(
-        count, partial(work, config, parts.make_judging, marks, fail_open, orders.book), signals
-    )
+    exporter = ExporterProcess(config)
+
+    def make(config: Config) -> AbstractContextManager[Judging]:
+        return parts.make_judging(config, exporter.writer)
+
+    supervisor = Supervisor(count, partial(work, config, make, marks, fail_open, orders.book), signals)
+    exporter.forked = supervisor.forked
     keeper: Keeper | None = None
     desk: Desk | None = None
 
-    def tell_totals() -> None:
-        figures = supervisor.totals()
-        figures |= (keeper.figures() if keeper else {}) | (desk.counters() if desk else {})
-        log.info("gateway_totals", **figures)
+    def totals() -> Message:
+        sums: Message = {}
+        for part in (supervisor.totals, exporter.totals, keeper and keeper.figures, desk and desk.counters):
+            add_figures(sums, part() if part else {})
+        return sums
 
-    undo.callback(tell_totals)  # the workers' last words count
+    undo.callback(lambda: log.info("gateway_totals", **totals()))  # the last words of all count
+    undo.callback(exporter.close)  # when no worker writes any more
     undo.callback(supervisor.stop)
     supervisor.start()
+    exporter.start()
     lan, wan = tuple(gateway.lan), tuple(gateway.wan)
     rules = RuleSet(
         gateway.bridge,
@@ -160,7 +181,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     await_link(supervisor, bridge)
     supervisor.on_cut = keeper.cut
     keeper.watch(supervisor.watch)
-    supervisor.every(0.2, keeper.tick)
+    supervisor.every(LOOK_SECONDS, keeper.tick)
     server = ControlServer(
         config.control.socket or state.socket(shared=config.control.group is not None),
         config.control.group,
@@ -182,31 +203,42 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         queue=gateway.queue,
         workers=count,
     )
+    refresher = Refresher(config)
+    undo.callback(refresher.close)
+    supervisor.every(STEP, refresher.tick)
+    supervisor.every(LOOK_SECONDS, partial(reopen, exporter, signals))
+    supervisor.every(LOOK_SECONDS, partial(exporter.tick, supervisor, totals))
     started = time.monotonic()
     while True:
-        supervisor.serve()
+        supervisor.serve(until=refresher.changed)
         if signals.stop is not None:
             break
-        signals.reload = False
-        reloading.begins()
-        try:
-            config, notes = renew(config, parts.reread)
-        except Exception as error:
-            log.error("reload_failed", reason=str(error))
-            reloading.failed(str(error))
-            continue
+        renewed: Config | None = None
+        notes: list[str] = []
+        if signals.reload:
+            signals.reload = False
+            reloading.begins()
+            try:
+                config, notes = renew(config, parts.reread)
+            except Exception as error:
+                log.error("reload_failed", reason=str(error))
+                reloading.failed(str(error))
+                continue
+            renewed = config
+            exporter.renew(config)
+        refresher.renew(config)
         marks = marks.next() if marks else None
         desk.config, desk.marks = config, marks
         if marks:
             state.put(MARKS, {"generation": marks.generation})
-        renewed = partial(work, config, parts.make_judging, marks, fail_open, orders.book)
-        supervisor.renew(renewed, config, marks)
+        supervisor.renew(partial(work, config, make, marks, fail_open, orders.book), renewed, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         keeper.enforce(marks, exempt(config, parts))
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
-        reloading.sent(notes)
-        log.info("reloaded")
+        if renewed:
+            reloading.sent(notes)
+        log.info("reloaded" if renewed else "lists_renewed")
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
 
 
@@ -215,6 +247,13 @@ def exempt(config: Config, parts: Parts) -> list[str] | None:
     if config.gateway.mode == "monitor" or not config.verdict.host_drop_score:
         return None
     return parts.exempt(config)
+
+
+def reopen(exporter: ExporterProcess, signals: StopSignals) -> None:
+    """A step of the supervisor's loop: somebody moved the event file."""
+    if signals.reopen:
+        signals.reopen = False
+        exporter.reopen()
 
 
 def adopt_marks(mask: int, state: State) -> Marks:
@@ -260,7 +299,7 @@ def renew(config: Config, reread: Callable[[], Config] | None) -> tuple[Config, 
 
 def work(
     config: Config,
-    make_judging: JudgingMaker,
+    make_judging: Callable[[Config], AbstractContextManager[Judging]],
     marks: Marks | None,
     fail_open: bool,
     orders: OrderBook,
@@ -271,6 +310,7 @@ def work(
     gateway = config.gateway
     with stop_signals(signal.SIGTERM) as signals, make_judging(config) as judging:
         ports = [socket.if_nametoindex(name) for name in (*gateway.lan, *gateway.wan)]
+        latency = Latency() if config.metrics.listen else None
         worker = Worker(
             judging.engine,
             number=gateway.queue + number,
@@ -280,15 +320,25 @@ def work(
             marks=marks,
             rejector=Rejector(judging.engine, ports, config.verdict.rejects_per_second),
             vlan_mask=gateway.vlan_mask if gateway.vlans else 0,
+            latency=latency,
         )
+
+        def measures() -> dict[str, Any]:
+            return judging.measures() | ({"latency": latency.measures()} if latency else {})
+
         worker.orient(ports[: len(gateway.lan)])
         worker.watch(signals, worker.stop)
         judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
         worker.report_to(link, judging.renew)
         worker.answer(lambda: judging.scripts)
+        worker.figures = lambda: {"events_lost": judging.outlet.lost}
+        worker.every(FLUSH_SECONDS, judging.outlet.flush)
+        worker.every(MEASURE_SECONDS, lambda: link.send({"measures": measures()}))
         link.send({"ready": True})
         worker.run()
+        judging.outlet.be_patient(PATIENCE_SECONDS)  # all flows end at once
         worker.close()
+        judging.outlet.flush()
     return 0
 
 

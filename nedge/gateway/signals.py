@@ -1,4 +1,4 @@
-"""Stop signals as something to select on."""
+"""Signals that are meant for us, as something to select on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Iterator
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopSignals:
@@ -18,6 +18,8 @@ class StopSignals:
         """The first signal to stop that came."""
         self.reload = False
         """SIGHUP came; who acts on it clears this before."""
+        self.reopen = False
+        """SIGUSR1 came: files have been moved. The same is true of it."""
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -44,13 +46,15 @@ class StopSignals:
     def _note(self, number: int, _frame: object) -> None:
         if number == signal.SIGHUP:
             self.reload = True
+        elif number == signal.SIGUSR1:
+            self.reopen = True
         elif self.stop is None:
             self.stop = number
 
 
 @contextlib.contextmanager
 def stop_signals(*numbers: signal.Signals) -> Iterator[StopSignals]:
-    """Catch the stop signals (these, or all three) for the length of a block."""
+    """Catch the signals (these, or all) for the length of a block."""
     signals = StopSignals(numbers or STOP_SIGNALS)
     try:
         yield signals

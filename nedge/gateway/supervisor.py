@@ -4,10 +4,10 @@ One process per queue, forked from this one, each with its own engine. They talk
 object a message:
 
     worker -> supervisor    {"ready": true}, {"failed": "why"},
-                            {"beat": {counters}}, {"hosts": [[ip, vlan, score]]},
+                            {"beat": {counters}}, {"measures": {more}}, {"hosts": [[ip, vlan, score]]},
                             {"cut": [[ip, seconds in quarantine]]}
     supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
-                            {"renew": configuration, "generation": of marks}
+                            {"renew": configuration, or null: only its lists, "generation": of marks}
     and the operator's questions and orders: see `nedge.gateway.answers`
 
 A worker ends when its supervisor does: the rules stay, open or closed as configured, and
@@ -24,6 +24,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import structlog
@@ -72,6 +73,8 @@ class _Child:
         """Messages that it has yet to be sent."""
         self.beat: Message = {}
         """Counters, as of the latest heartbeat."""
+        self.measures: Message = {}
+        """What else there is to tell of it, about every second."""
 
 
 class _Timer:
@@ -146,8 +149,8 @@ class Supervisor:
         """A signal to stop has come."""
         return self._signals.stop is not None
 
-    def serve(self, seconds: float = float("inf")) -> None:
-        """Look after the workers until a signal comes, or for so many seconds."""
+    def serve(self, seconds: float = float("inf"), until: Callable[[], bool] = lambda: False) -> None:
+        """Look after the workers until a signal comes, or for so many seconds, or until something is so."""
         end = time.monotonic() + seconds
         while not self.stopping and not self._signals.reload and time.monotonic() < end:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
@@ -159,6 +162,8 @@ class Supervisor:
                     timer.step()
             if self.attendant:
                 self.attendant.turn(now)
+            if until():
+                return
 
     def watch_for(self, fileobj: Any, events: int) -> None:
         """Other events of something that is watched."""
@@ -186,11 +191,14 @@ class Supervisor:
         """The workers; to be looked at only."""
         return self._children
 
-    def renew(self, work: Callable[[int, Link], int], config: Config, marks: Marks | None) -> None:
-        """All workers judge by another configuration from now on; those that start later, too."""
+    def renew(self, work: Callable[[int, Link], int], config: Config | None, marks: Marks | None) -> None:
+        """All workers judge by another configuration from now on; those that start later, too.
+
+        config: None for the same with lists that are new.
+        """
         self._work = work
         message = {
-            "renew": config.model_dump(mode="json"),
+            "renew": config.model_dump(mode="json") if config else None,
             "generation": marks.generation if marks else 0,
         }
         for child in self._children:
@@ -222,8 +230,27 @@ class Supervisor:
         """Counters of all workers together, as of their latest heartbeats."""
         sums = dict(self._past)
         for child in self._children:
-            _add(sums, child.beat)
+            add_figures(sums, child.beat)
         return sums | {"worker_restarts": self.restarts}
+
+    def describe(self) -> list[Message]:
+        """Each worker: number, process, whether it is ready, seconds of silence, and what it counted."""
+        now = time.monotonic()
+        return [
+            {
+                "number": child.number,
+                "pid": child.pid,
+                "ready": child.ready,
+                "silent": round(now - child.heard, 3),
+                "figures": child.beat,
+                "measures": child.measures,
+            }
+            for child in self._children
+        ]
+
+    def host_scores(self) -> list[tuple[str, int, int]]:
+        """Address, VLAN and live score of every host that has one, in all workers together."""
+        return [(ip, vlan, sum(by_worker.values())) for (ip, vlan), by_worker in self._scores.items()]
 
     # One worker
 
@@ -243,16 +270,13 @@ class Supervisor:
         """In the child: only what is the worker's stays open. Never returns into the supervisor's code."""
         status = 1
         try:
+            name_process(f"nedge-worker-{number}")
             die_with_parent()
-            self._selector.close()
-            for child in self._children:
-                if child.link is not None:
-                    child.link.close()
-            if self.attendant:
-                self.attendant.forked()
+            self.forked()
             self._signals.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             status = self._work(number, link)
         except KernelError as error:
             link.send({"failed": str(error)})
@@ -261,6 +285,15 @@ class Supervisor:
             log.error("worker_failed", worker=number, error=repr(error), exc_info=error)
         finally:
             os._exit(status)
+
+    def forked(self) -> None:
+        """In the process of a child, be it a worker or not: close what is the supervisor's."""
+        self._selector.close()
+        for child in self._children:
+            if child.link is not None:
+                child.link.close()
+        if self.attendant:
+            self.attendant.forked()
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         if child.pid:
@@ -289,6 +322,7 @@ class Supervisor:
                 log.info("worker_ready", worker=child.number, seconds=round(child.heard - child.started, 3))
             child.failed = message.get("failed", child.failed)
             child.beat = message.get("beat", child.beat)
+            child.measures = message.get("measures", child.measures)
             self._share_scores(child.number, message.get("hosts", ()))
             if self.on_cut is not None:
                 for ip, seconds in message.get("cut", ()):
@@ -315,7 +349,7 @@ class Supervisor:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
             child.pid = 0
-        _add(self._past, {name: value for name, value in child.beat.items() if name not in GAUGES})
+        add_figures(self._past, {name: value for name, value in child.beat.items() if name not in GAUGES})
         child.beat = {}
         now = time.monotonic()
         young = now - child.started < _YOUNG_SECONDS
@@ -382,14 +416,21 @@ class Supervisor:
                 del child.untold[host]
 
 
-def _add(sums: Message, figures: Message) -> None:
+def add_figures(sums: Message, figures: Message) -> None:
+    """Add counters to those of the same name."""
     for name, value in figures.items():
         sums[name] = sums.get(name, 0) + value
 
 
-def die_with_parent() -> None:
+def name_process(name: str) -> None:
+    """What `ps` and `top` show of this process; 15 characters at most."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+
+
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel end this process with the one that forked it, even where it hangs (prctl(2))."""
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:  # it died before
         os._exit(1)

@@ -25,6 +25,7 @@ from nedge.core.marks import Marks
 from nedge.core.orders import Order
 from nedge.gateway.accounting import Accounting
 from nedge.gateway.answers import Answers, Means
+from nedge.gateway.latency import Latency
 from nedge.gateway.link import Link
 from nedge.gateway.orientation import Orientation
 from nedge.gateway.rejecting import Rejector
@@ -61,6 +62,7 @@ class Worker:
         gso: bool = False,
         rejector: Rejector | None = None,
         vlan_mask: int = 0,
+        latency: Latency | None = None,
     ) -> None:
         """Bind the queue. Raises KernelError if it is taken.
 
@@ -69,6 +71,7 @@ class Worker:
         them is not seen: undecided flows had better come in packets as they are on the wire.
         rejector: tells the ends of rejected packets; without, these are only dropped.
         vlan_mask: the bits of a packet's mark that hold its VLAN; 0: all count as untagged.
+        latency: counts the time of each verdict.
         """
         self._rejector = rejector
         self.engine = engine
@@ -83,6 +86,8 @@ class Worker:
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
+        self.figures: Callable[[], dict[str, int]] = dict
+        """Counters of others to send with the heartbeat."""
         self._orientation: Orientation | None = None
         self._length = length
         self._queue_figures = {"queue_waiting": 0, "queue_full": 0, "queue_lost": 0, "queue_overloads": 0}
@@ -100,9 +105,10 @@ class Worker:
         self._timers: list[_Timer] = []
         self.every(TICK, lambda: self._guarded(engine.advance))
         self._selector = selectors.DefaultSelector()
+        judge = self._judge()
         self.queue = PacketQueue(
             number,
-            self._judge(),
+            latency.around(judge) if latency else judge,
             length=length,
             fail_open=fail_open,
             on_error=self._engine_failed,
@@ -194,10 +200,10 @@ class Worker:
         """Call `ready` from the loop whenever `fileobj` is readable."""
         self._selector.register(fileobj, selectors.EVENT_READ, ready)
 
-    def report_to(self, link: Link, renew: Callable[[Config], None]) -> None:
+    def report_to(self, link: Link, renew: Callable[[Config | None], None]) -> None:
         """Send heartbeats to the supervisor, hear its messages, and end when it does.
 
-        renew: makes the engine judge by another configuration.
+        renew: makes the engine judge by another configuration; None: by the same with newer lists.
         """
         self._link = link
         self._renew = renew
@@ -262,7 +268,7 @@ class Worker:
         assert self._link is not None
         self._tell_cuts()
         self._look_at_queue()
-        beat = self.engine.figures() | self._queue_figures | {"engine_errors": self.errors}
+        beat = self.engine.figures() | self._queue_figures | {"engine_errors": self.errors} | self.figures()
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
         if self._rejector:
@@ -300,11 +306,11 @@ class Worker:
             if self._answers:
                 self._answers.hear(message)
 
-    def _take_over(self, config: dict[str, Any], generation: int) -> None:
+    def _take_over(self, config: dict[str, Any] | None, generation: int) -> None:
         """Another configuration. It has been checked; should it fail here, another worker starts."""
         assert self._link is not None
         try:
-            self._renew(Config.model_validate(config))
+            self._renew(Config.model_validate(config) if config else None)
         except Exception as error:
             self._engine_failed(error)
             self.stop()
@@ -314,7 +320,7 @@ class Worker:
             self._values[:] = self._mark_values()
         self._link.send({"ready": True})
 
-    def every(self, seconds: float, step: Callable[[], None]) -> None:
+    def every(self, seconds: float, step: Callable[[], object]) -> None:
         """Call `step` from the loop about every so many seconds."""
         self._timers.append(_Timer(seconds, step))
 
@@ -377,7 +383,7 @@ class Worker:
 
 
 class _Timer:
-    def __init__(self, seconds: float, step: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, step: Callable[[], object]) -> None:
         self.seconds = seconds
         self.step = step
         self.due = time.monotonic() + seconds

@@ -16,6 +16,7 @@ from nedge.core.flow import Handshake
 from nedge.core.hooks import HookCall
 from nedge.core.hosts import Directory
 from nedge.core.inspection import CATEGORY_MALWARE
+from nedge.core.lists import FingerprintSet
 from nedge.core.packet import TCP
 from nedge.core.status import LAST_KEY, StatusType, status_types
 from nedge.core.verdict import Action
@@ -35,6 +36,8 @@ class Context:
     risks: Callable[[CoreFlow], int]
     action: Callable[[CoreFlow], Action]
     """What the verdict would be with the statuses and scores set so far."""
+    fingerprints: FingerprintSet
+    """Those of malware."""
 
 
 class Flow:
@@ -348,6 +351,22 @@ class Flow:
     def getRisks(self) -> int:
         """The risks that nDPI found, as a bitmap: bit n for the risk with that number. Cheap."""
         return self._context.risks(self._flow)
+
+    def getListedFingerprints(self) -> dict[str, str]:
+        """The client's TLS fingerprints that are on the malware list: `ja3` and `ja4`, if they are."""
+        listed = self._context.fingerprints
+        if not listed:
+            return {}
+        facts = self._context.facts(self._flow)
+        return {kind: text for kind, text in (("ja3", facts.ja3), ("ja4", facts.ja4)) if text in listed}
+
+    def getClientASN(self) -> int:
+        """The number of the client's autonomous system; 0 if unknown or without a database."""
+        return self._flow.client.asn
+
+    def getServerASN(self) -> int:
+        """The number of the server's autonomous system; 0 if unknown or without a database."""
+        return self._flow.server.asn
 
     def getBreed(self) -> str:
         """nDPI's judgement of the protocol: Safe, Acceptable, Fun, Unsafe, Potentially Dangerous, …"""

@@ -106,6 +106,8 @@ def _end(side: str, host: Host, port: int, mac: bytes, context: Context) -> dict
         f"{side}.localhost": host.local,
         f"{side}.blacklisted": host.blacklisted,
         f"{side}.country": context.directory().country(host.ip),
+        f"{side}.asn": host.asn,
+        f"{side}.as_name": host.as_name,
         f"{side}.pool_id": 0,
         f"{side}.score": host.score,
     }

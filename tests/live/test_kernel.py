@@ -73,7 +73,9 @@ config = Config(gateway=Gateway(offload=False, **options["gateway"]))
 engine = Engine()
 if options.get("unprivileged"):
     os.setuid(65534)
-sys.exit(run(config, Parts(lambda config: nullcontext(SimpleNamespace(engine=engine, renew=None)))))
+outlet = SimpleNamespace(lost=0, flush=lambda: None, be_patient=lambda seconds: None)
+judging = SimpleNamespace(engine=engine, outlet=outlet, renew=None, measures=dict)
+sys.exit(run(config, Parts(lambda config, writer: nullcontext(judging))))
 """
 
 # Answers every datagram on port 7, IPv4 and IPv6, and swallows a TCP stream on port 9: then says its length.

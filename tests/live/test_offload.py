@@ -23,11 +23,17 @@ URL = "http://10.99.0.1"
 
 # A TLS client that says what it hears of each path it asks for, one connection for all.
 KEPT = """
-import socket, ssl, sys
+import socket, ssl, sys, time
 name = sys.argv[1]
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-with context.wrap_socket(socket.create_connection(("10.99.0.1", 443), 5), server_hostname=name) as s:
+plain = None
+while plain is None:  # there is no way to the server before the gateway is ready
+    try:
+        plain = socket.create_connection(("10.99.0.1", 443), 5)
+    except OSError:
+        time.sleep(0.1)
+with context.wrap_socket(plain, server_hostname=name) as s:
     s.settimeout(1.5)
     for line in sys.stdin:
         try:
@@ -153,7 +159,7 @@ def test_a_crashed_gateways_decisions_stay(lab: Lab, servers: ServerSet) -> None
             until(lambda: '"reloaded"' in gateway.log)
             assert connection.ask() == "answered"
             assert not https(lab, "blocked.example")
-            (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()
+            (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid), "nedge-worker"]).stdout.split()
             os.kill(gateway.pid, signal.SIGKILL)
             until(lambda: not Path(f"/proc/{worker}").exists())  # it ends with its supervisor
             assert connection.ask() == "answered"
@@ -194,14 +200,14 @@ def test_a_worker_that_dies_or_hangs_is_replaced(lab: Lab, servers: ServerSet, h
     with Gateway(lab, PORTS + EVENTS + settings) as gateway, kept(lab, "www.example") as connection:
         assert connection.ask() == "answered"
         assert not https(lab, "blocked.example")
-        (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()
+        (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid), "nedge-worker"]).stdout.split()
         os.kill(int(worker), how)
         assert connection.ask() == "answered"  # the kernel carries on
         until(lambda: gateway.log.count("worker_ready") == 2, 3)
         assert https(lab, "www.example")
         assert not https(lab, "blocked.example")
         assert connection.ask() == "answered"
-        assert lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split() != [worker]
+        assert lab.gateway.run(["pgrep", "-P", str(gateway.pid), "nedge-worker"]).stdout.split() != [worker]
 
 
 def test_workers_share_the_load(lab: Lab, servers: ServerSet) -> None:

@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from nedge.assemble import make_directory, make_limits, make_name_lists, make_policy
+from nedge.assemble import (
+    Databases,
+    make_directory,
+    make_limits,
+    make_name_lists,
+    make_policy,
+    open_databases,
+)
 from nedge.config import LOCAL_NETWORKS, SHIPPED_POLICIES, Config, ConfigError, load
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure
+from nedge.lists.loading import ListSets, read_lists
 from nedge.scripts.loader import load_scripts, read_script
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "nedge.toml"
@@ -103,9 +111,14 @@ def test_every_value_arrives(write) -> None:  # type: ignore[no-untyped-def]
 
 def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     path = write("""
-        lists.malware_hosts = ["a.txt", "/b.txt"]
+        lists.malware_hosts = ["a.txt", "/b.txt", "https://lists.example//c.txt"]
+        lists.cache_directory = "cache"
         geoip.country_database = "c.mmdb"
+        geoip.asn_database = "/d.mmdb"
         eve.path = "~/eve.json"
+        eve.keep = 7
+        history.path = "h.db"
+        history.max_days = 3
         control.socket = "s.sock"
         control.state = "s"
         scripts.directories = ["d", "../e"]
@@ -113,9 +126,12 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
     monkeypatch.chdir("/")
     monkeypatch.setenv("HOME", "/home/x")
     config = load(path)
-    assert config.lists.malware_hosts == [tmp_path / "a.txt", Path("/b.txt")]
+    assert config.lists.malware_hosts == [tmp_path / "a.txt", Path("/b.txt"), "https://lists.example//c.txt"]
+    assert config.lists.cache_directory == tmp_path / "cache"
     assert config.geoip.country_database == tmp_path / "c.mmdb"
-    assert config.eve.path == Path("/home/x/eve.json")
+    assert config.geoip.asn_database == Path("/d.mmdb")
+    assert (config.eve.path, config.eve.keep) == (Path("/home/x/eve.json"), 7)
+    assert (config.history.path, config.history.max_days) == (tmp_path / "h.db", 3)
     assert (config.control.socket, config.control.state) == (tmp_path / "s.sock", tmp_path / "s")
     assert config.scripts.directories == [tmp_path / "d", tmp_path / "../e"]
 
@@ -160,10 +176,27 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         ("[limits]\nidle_seconds = nan", ["limits.idle_seconds", "nan"]),
         ("[limits]\nidle_seconds = 'long'", ["limits.idle_seconds", "'long'", "number"]),
         ("[lists]\nmalware_hosts = 'x'", ["lists.malware_hosts", "'x'", "list"]),
+        ("[lists]\nmalware_hosts = ['ftp://lists.example/x']", ["lists.malware_hosts.0", "https://"]),
+        ("[lists]\nmalware_hosts = ['https:///x']", ["lists.malware_hosts.0", "https://"]),
+        ("[lists]\nmalware_hosts = ['http://lists.example/a b']", ["lists.malware_hosts.0", "https://"]),
+        ("[lists]\nmalware_hosts = ['']", ["lists.malware_hosts.0", "path of a file"]),
+        ("[lists]\nmalware_hosts = [5]", ["lists.malware_hosts.0", "path of a file"]),
+        ("[lists]\nmin_fraction = 1.5", ["lists.min_fraction", "1.5"]),
+        ("[lists]\nrefresh_hours = -1", ["lists.refresh_hours", "-1"]),
         ("[geoip]\ncountry_database = 5", ["geoip.country_database", "5", "path"]),
         ("[dpi]\nwatch_http = 'maybe'", ["dpi.watch_http", "'maybe'", "boolean"]),
         ("[control]\ngroup = 'no-such'", ["control.group", "'no-such'", "group of this machine"]),
         ("[control]\nsocket = 5", ["control.socket", "5", "path"]),
+        ("[eve]\nkeep = 0", ["eve.keep", "0"]),
+        ("[eve]\nstats_seconds = -1", ["eve.stats_seconds", "-1"]),
+        ("[history]\nmax_days = 0", ["history.max_days", "0"]),
+        ("[history]\nmax_megabytes = 0", ["history.max_megabytes", "0"]),
+        ("[metrics]\nlisten = 'localhost:9750'", ["metrics.listen", "'localhost:9750'", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '127.0.0.1'", ["metrics.listen", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '127.0.0.1:0'", ["metrics.listen", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '127.0.0.1:x'", ["metrics.listen", "127.0.0.1:9750"]),
+        ("[metrics]\nlisten = '::1:9750'", ["metrics.listen", "[::1]:9750"]),
+        ("[metrics]\nlisten = '[127.0.0.1]:9750'", ["metrics.listen", "[::1]:9750"]),
         ("[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info', 'warning' or 'error'"]),
         ("[scripts]\ndirectories = 'x'", ["scripts.directories", "'x'", "list"]),
         ("[gateway\n", ["not valid TOML", "line 1"]),
@@ -227,7 +260,7 @@ def test_own_addresses_are_addresses(write, address: str) -> None:  # type: igno
 @pytest.mark.parametrize("address", ["2001:DB8::1", "2001:db8:0:0:0:0:0:1"])
 def test_own_addresses_in_any_form(write, address: str) -> None:  # type: ignore[no-untyped-def]
     config = load(write(f"[network]\nown_addresses = ['{address}']"))
-    assert make_directory(config).is_local("2001:db8::1")
+    assert make_directory(config, ListSets(), Databases()).is_local("2001:db8::1")
 
 
 def test_settings_of_a_script_are_a_table(write) -> None:  # type: ignore[no-untyped-def]
@@ -290,11 +323,11 @@ def test_every_failure_has_a_policy() -> None:
 def test_lists(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "hosts").write_text("# comment\n\n192.0.2.1  # one\n198.51.100.0/24\n2001:db8::/32\r\n")
     (tmp_path / "names").write_text("Bad.Example\n*.worse.example # x\n")
-    config = load(write("lists.malware_hosts = ['hosts']\nlists.malware_domains = ['names']"))
-    directory = make_directory(config)
-    assert directory._malware is not None
-    assert len(directory._malware) == 3
-    names = make_name_lists(config)
+    lists = read_lists(
+        load(write("lists.malware_hosts = ['hosts']\nlists.malware_domains = ['names']")).lists
+    )
+    assert len(lists.malware_hosts) == 3
+    names = make_name_lists(lists)
     assert names.category("www.bad.example") == (100, "Malware")
     assert names.category("a.worse.example") == (100, "Malware")
     assert names.category("good.example") is None
@@ -305,14 +338,14 @@ def test_wrong_entry_of_a_list(write, tmp_path: Path, wrong: str) -> None:  # ty
     (tmp_path / "hosts").write_text(f"# x\n192.0.2.1\n{wrong}\n")
     config = load(write("lists.malware_hosts = ['hosts']"))
     with pytest.raises(ConfigError, match=rf"hosts:3: found '{re.escape(wrong)}'; allowed is"):
-        make_directory(config)
+        read_lists(config.lists)
 
 
-@pytest.mark.parametrize("key", ["malware_hosts", "allow_hosts"])
+@pytest.mark.parametrize("key", ["malware_hosts", "allow_domains"])
 def test_missing_list(write, key: str) -> None:  # type: ignore[no-untyped-def]
     config = load(write(f"lists.{key} = ['none']"))
     with pytest.raises(ConfigError, match="none: cannot be read: No such file"):
-        make_directory(config)
+        read_lists(config.lists)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a database" * 100])
@@ -321,7 +354,7 @@ def test_unusable_country_database(write, tmp_path: Path, content: bytes | None)
         (tmp_path / "x.mmdb").write_bytes(content)
     config = load(write("geoip.country_database = 'x.mmdb'"))
     with pytest.raises(ConfigError, match=r"geoip.country_database: .*x\.mmdb cannot be used"):
-        make_directory(config)
+        open_databases(config)
 
 
 # deploy/nedge.toml
@@ -352,7 +385,10 @@ def test_example_has_every_key() -> None:
     }
     assert commented == {
         "geoip.country_database",
+        "geoip.asn_database",
         "eve.path",
+        "history.path",
+        "metrics.listen",
         "control.socket",
         "control.group",
         "scripts.directories",
@@ -381,7 +417,10 @@ def test_example_loads_with_everything_in_force(tmp_path: Path) -> None:
     path.write_text(text)
     config = load(path)
     assert config.geoip.country_database
+    assert config.geoip.asn_database
     assert config.eve.path
+    assert config.history.path
+    assert config.metrics.listen
     _, problems = load_scripts([SHIPPED_POLICIES], config.scripts.settings, lambda name: 1)
     assert problems == []
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kit import CLIENT, SERVER, T0, Tcp, bench, dns, http_request, http_response, judge, ping, tls
-from structlog.testing import capture_logs
 
 from nedge.core.events import AlertRaised, FlowEnded, HostQuarantined, VerdictChanged
-from nedge.export.eve import EveFile, eve_time, event_record, proto_name, to_json
+from nedge.export.eve import eve_time, event_record, proto_name, to_json
 from nedge.export.table import endpoint, flow_table
 
 CONTRACT = {
@@ -45,6 +42,11 @@ def check_contract(event: dict[str, Any]) -> None:
         (0, "1970-01-01T00:00:00.000000+0000"),
         (1_750_000_000, "2025-06-15T15:06:40.000000+0000"),
         (1_750_000_000.25, "2025-06-15T15:06:40.250000+0000"),
+        (1_750_000_000.000001, "2025-06-15T15:06:40.000001+0000"),
+        (1_750_000_000.07, "2025-06-15T15:06:40.070000+0000"),
+        (1_750_000_000.9999999, "2025-06-15T15:06:41.000000+0000"),
+        (-5.0, "1970-01-01T00:00:00.000000+0000"),
+        (1e15, "9999-12-31T23:59:59.000000+0000"),
         (4_294_967_295, "2106-02-07T06:28:15.000000+0000"),
     ],
 )
@@ -191,87 +193,6 @@ def test_json(value: Any, written: Any) -> None:
 )
 def test_json_of_what_it_cannot_hold(value: Any) -> None:
     assert json.loads(to_json(value))
-
-
-# The file
-
-
-def ended() -> tuple[FlowEnded, Any]:
-    with bench("", {}) as made:
-        events: list[Any] = []
-        made.engine._sink = events.append
-        made.feed(ping())
-        made.engine.finish(T0 + 1)
-        classifier = made.assembly.classifier
-        record = event_record(events[-1], classifier)
-        assert record["event_type"] == "flow"
-        return events[-1], classifier
-
-
-def test_file_appends_a_line_an_event(tmp_path: Path) -> None:
-    event, classifier = ended()
-    path = tmp_path / "eve.json"
-    for _ in range(2):
-        file = EveFile(path, classifier)
-        file(event)
-        file(event)
-        file.close()
-        assert (file.written, file.lost) == (2, 0)
-    lines = path.read_text().splitlines()
-    assert len(lines) == 4
-    check_contract(json.loads(lines[0]))
-
-
-def test_a_full_disk_stops_nothing_and_is_counted() -> None:
-    event, classifier = ended()
-    file = EveFile(Path("/dev/full"), classifier)
-    with capture_logs() as logs:
-        for _ in range(10):
-            file(event)
-    assert (file.written, file.lost) == (0, 10)
-    assert [entry["lost"] for entry in logs] == [1, 2, 4, 8]
-    assert all(entry["error"] == "No space left on device" for entry in logs)
-    file.close()
-
-
-def test_a_line_that_is_taken_in_part_is_taken_back(tmp_path: Path) -> None:
-    event, classifier = ended()
-    path = tmp_path / "eve.json"
-    file = EveFile(path, classifier)
-    file(event)
-    whole = path.read_bytes()
-    real = file._file
-
-    class Short:
-        """A disk that has room for 100 bytes more."""
-
-        def write(self, data: bytes) -> int:
-            return real.write(data[:100])
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
-    file._file = Short()  # type: ignore[assignment]
-    file(event)
-    assert (file.written, file.lost) == (1, 1)
-    assert path.read_bytes() == whole
-    file._file = real
-    file(event)
-    assert path.read_bytes() == whole * 2
-    file.close()
-
-
-@pytest.mark.parametrize("place", ["missing/eve.json", "."])
-def test_a_file_that_cannot_be_opened(tmp_path: Path, place: str) -> None:
-    _, classifier = ended()
-    with pytest.raises(OSError, match=r"No such file|Is a directory"):
-        EveFile(tmp_path / place, classifier)
-
-
-def test_the_file_is_not_executable(tmp_path: Path) -> None:
-    _, classifier = ended()
-    EveFile(tmp_path / "eve.json", classifier).close()
-    assert not os.stat(tmp_path / "eve.json").st_mode & (stat.S_IXUSR | stat.S_IWOTH)
 
 
 # The table for people

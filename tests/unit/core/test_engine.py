@@ -113,6 +113,16 @@ def block_names(*names: str, score: int = 100) -> StubScripts:
     return StubScripts(script=script)
 
 
+def block_listed() -> StubScripts:
+    """A script that does as policies/blacklisted.py."""
+
+    def script(call: HookCall) -> None:
+        if call.hook in (Hook.PROTOCOL_DETECTED, Hook.PROTOCOL_UPDATED) and call.flow.blacklisted:
+            call.trigger(BLACKLISTED, None, 100, 100, 0, "test")
+
+    return StubScripts(script=script)
+
+
 # Flows
 
 
@@ -685,6 +695,58 @@ def test_allow_listed_hosts_pass(ip: str) -> None:
     assert the_flow(rig).verdict.rule is Rule.ALLOW_LIST
 
 
+NOBODY_BUT = NameLists(
+    DomainSet(["example"]), DomainSet(), DomainSet(["good.example"]), allowed=DomainSet(["good.example"])
+)
+
+
+def test_allow_listed_names_beat_lists_and_scores() -> None:
+    for name, action, rule in (
+        ("www.good.example", PASS, Rule.ALLOW_LIST),
+        ("bad.example", DROP, Rule.STATUS),
+        ("good.example.bad.example", DROP, Rule.STATUS),
+    ):
+        rig = Rig(names=NOBODY_BUT, scripts=block_listed())
+        assert rig.feed(ask(name)) is action
+        flow = the_flow(rig)
+        assert (flow.verdict.rule, flow.blacklisted) == (rule, action is DROP)
+        assert flow.classification.category_id == (100 if action else 0)
+    rig = Rig(names=NOBODY_BUT, scripts=block_names("www.good.example"))
+    assert rig.feed(ask("www.good.example")) is PASS
+
+
+def test_an_allow_listed_name_beats_a_blacklisted_address() -> None:
+    rig = Rig(names=NOBODY_BUT, directory=Directory(malware=NetworkSet([SERVER])), scripts=block_listed())
+    assert rig.feed(ask("good.example")) is PASS
+    assert rig.feed(ask("other.test", sport=7)) is DROP
+
+
+def test_an_allow_listed_name_does_not_take_the_next_one_along() -> None:
+    rig = Rig(names=NOBODY_BUT, scripts=block_listed())
+    assert rig.feed(ask("good.example")) is PASS
+    assert rig.feed(ask("bad.example")) is DROP
+    assert rig.feed(ask("good.example")) is PASS
+
+
+def test_new_lists_reach_live_flows() -> None:
+    rig = Rig(names=NOBODY_BUT, scripts=block_listed())
+    nothing = DomainSet()
+    assert rig.feed(ask("good.example")) is PASS
+    for names, action in (
+        (NameLists(DomainSet(["good.example"]), nothing, nothing), DROP),
+        (NOBODY_BUT, PASS),
+    ):
+        engine = rig.engine
+        engine.renew(
+            scripts=engine.verdicts.scripts,
+            policy=engine.verdicts.policy,
+            directory=Directory(),
+            limits=engine.limits,
+            names=names,
+        )
+        assert rig.feed(ask("good.example")) is action
+
+
 def test_operator_blocks_and_unblocks_a_flow() -> None:
     rig = Rig()
     rig.feed(c2s(b"x"))
@@ -1171,7 +1233,7 @@ def test_any_traffic_with_the_real_library(choice: str) -> None:
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, str(here / "core_fuzz.py"), choice],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1], here.parents[2])))},
         capture_output=True,
         text=True,
         timeout=120,

@@ -94,14 +94,16 @@ def test_describe() -> None:
     assert Directory().country("192.0.2.1") is None
 
 
-def test_new_lists_describe_every_live_host_anew() -> None:
+def test_new_lists_describe_live_hosts_anew_when_they_come_up() -> None:
     book = HostBook(Directory())
-    host = book.acquire(B, 0)
+    host, other = book.acquire(B, 0), book.acquire(A, 0)
     assert not host.blacklisted
-    book.replace_directory(Directory(malware=NetworkSet(["192.0.2.1"])))
-    assert host.blacklisted
+    book.replace_directory(Directory(malware=NetworkSet(["192.0.2.1", "10.0.0.1"])))
+    assert book.acquire(B, 0).blacklisted
+    book.refresh(other)
+    assert other.blacklisted
     book.replace_directory(Directory())
-    assert not host.blacklisted
+    assert not book.acquire(B, 0).blacklisted
 
 
 # The book

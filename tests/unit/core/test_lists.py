@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nedge.core.lists import DomainSet, NetworkSet
+from nedge.core.lists import DomainSet, FingerprintSet, NetworkSet, pack_networks
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,47 @@ def test_network_set_against_the_standard_library(
         assert (str(ip) in found) == any(ip in net for net in nets)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)), max_size=8),
+    st.lists(st.integers(0, 2**128 - 1), max_size=8),
+)
+def test_network_set_against_the_standard_library_in_ipv6(
+    networks: list[tuple[int, int]], addresses: list[int]
+) -> None:
+    nets = [IPv6Network((address, prefix), strict=False) for address, prefix in networks]
+    found = NetworkSet(nets)
+    ends = [int(end) + step for net in nets for end in (net[0], net[-1]) for step in (-1, 0, 1)]
+    for address in [*addresses, *(end % 2**128 for end in ends)]:
+        ip = IPv6Address(address)
+        assert (str(ip) in found) == any(ip in net for net in nets)
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 257, 5000])
+def test_a_set_in_memory_that_is_shared(count: int) -> None:
+    texts = [f"10.{n >> 8}.{n & 255}.{n % 7 * 2}/31" for n in range(count)]
+    texts += [f"2001:db8:{n:x}::/64" for n in range(count)]
+    packed = pack_networks(texts)
+    for found in (NetworkSet(texts), NetworkSet.of(packed), NetworkSet.of(memoryview(bytearray(packed)))):
+        assert len(found) == 2 * count
+        for n in range(0, count, 97):
+            base = f"10.{n >> 8}.{n & 255}."
+            assert [f"{base}{last + n % 7 * 2}" in found for last in (0, 1, 2)] == [True, True, False]
+            assert f"2001:db8:{n:x}:0:ffff::" in found
+            assert f"2001:db8:{n:x}:1::" not in found
+
+
+def test_what_is_there_twice_counts_once() -> None:
+    assert len(NetworkSet(["192.0.2.0/24", "192.0.2.7/24", "192.0.2.0/255.255.255.0", "192.0.2.0/25"])) == 2
+    assert len(DomainSet(["a.example", "A.example.", "b.a.example"])) == 2
+
+
+def test_fingerprints() -> None:
+    found = FingerprintSet(["0" * 32, "f" * 32])
+    assert (len(found), "f" * 32 in found, "f" * 31 in found, "" in found) == (2, True, False, False)
+    assert "" not in FingerprintSet()
+    assert not FingerprintSet()
+
+
 @pytest.mark.parametrize(
     ("entry", "name", "covered"),
     [
@@ -79,6 +120,8 @@ def test_network_set_against_the_standard_library(
         ("*.example.com", "www.example.com", True),
         (".example.com", "example.com", True),
         ("com", "anything.com", True),
+        ("bücher.example", "www.bücher.example", True),
+        ("example.com", "www.\x00\N{REPLACEMENT CHARACTER}.example.com", True),
         ("192.0.2.1", "192.0.2.1", True),
         ("192.0.2.1", "192.0.2.10", False),
     ],
@@ -104,3 +147,20 @@ def test_empty_entries_cover_nothing(names: list[str]) -> None:
 
 def test_long_names_of_many_labels() -> None:
     assert DomainSet(["b"]).match(".".join(["a"] * 5000) + ".b") == "b"
+
+
+def test_the_networks_of_a_set() -> None:
+    entries = [
+        "10.0.0.0/9",
+        "10.128.0.0/9",
+        "192.0.2.7",
+        "192.0.2.8/31",
+        "2001:db8::/33",
+        "2001:db8::1",
+        "::/1",
+    ]
+    expected = ["10.0.0.0/8", "192.0.2.7/32", "192.0.2.8/31", "::/1"]
+    assert [str(network) for network in NetworkSet(entries).networks()] == expected
+    assert list(NetworkSet().networks()) == []
+    high = ["8000::/2", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+    assert [str(n) for n in NetworkSet(high).networks()] == ["8000::/2", f"{high[1]}/128"]

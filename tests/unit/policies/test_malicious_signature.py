@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from nedge.testing import (
     Bench,
     Packet,
     ScriptError,
+    SeenFlow,
     Tcp,
     client_hello,
     dns,
@@ -117,6 +119,25 @@ def test_files(text: str, listed: str, library: str, tmp_path: Path) -> None:
 def test_files_in_any_case(listed: str, library: str, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(f"{listed.upper()}\n")
     assert run(f'files = ["{tmp_path}/list"]', library).flow.statuses == ["status_malicious_signature"]
+
+
+def test_the_lists_of_the_configuration(listed: str, library: str, tmp_path: Path) -> None:
+    (tmp_path / "ja").write_text(f"{listed},2020-01-01,why\n")
+    lists = f'[lists]\nmalware_fingerprints = ["{tmp_path}/ja"]\n'
+    packets = Tcp().handshake().client(HELLO).packets
+
+    def judged(packets: list[Packet], **settings: Any) -> SeenFlow:
+        (flow,) = load_script("malicious_signature", settings=settings, config=lists, library=library).judge(
+            packets
+        )
+        return flow
+
+    flow = judged(packets)
+    assert flow.statuses == ["status_malicious_signature"]
+    assert flow.scores == (100, 100, 5)
+    assert [list(alert.info.values()) for alert in flow.alerts] == [[listed]]
+    assert judged(tls("1.0").packets).statuses == []
+    assert judged(packets, signatures=[listed]).scores == (100, 100, 5)
 
 
 def test_several_files_and_signatures(listed: str, library: str, tmp_path: Path) -> None:

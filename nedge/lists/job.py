@@ -1,0 +1,72 @@
+"""Work on lists in a process of its own: it takes seconds of CPU and much memory for a while, and may wait.
+
+A request is a JSON object on its standard input, what came of it one on its standard output; its log goes to
+standard error, as that of who started it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any, Literal
+
+import orjson
+
+from nedge import log
+from nedge.config import Config, Lists, Log
+from nedge.lists import refresh
+
+NICENESS = 10
+"""Packets come first."""
+
+Task = Literal["prepare", "refresh"]
+
+
+def start(task: Task, config: Config) -> subprocess.Popen[bytes]:
+    """Begin: prepare packs what is not packed yet, refresh asks the sources that are due, too."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nedge.lists.job"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    request = {"task": task, "lists": config.lists.model_dump(mode="json"), "log": config.log.model_dump()}
+    with process.stdin as pipe:
+        pipe.write(orjson.dumps(request))
+    process.stdin = None
+    return process
+
+
+def prepare(config: Config) -> None:
+    """As `refresh.prepare`, in another process; nothing is started where there is nothing to do.
+
+    Raises ListError.
+    """
+    if refresh.is_prepared(config.lists):
+        return
+    process = start("prepare", config)
+    output, _ = process.communicate()
+    problem = orjson.loads(output).get("error") if output else f"exit status {process.returncode}"
+    if problem:
+        raise refresh.ListError(problem)
+
+
+def main() -> None:
+    """What the other process does."""
+    request: dict[str, Any] = orjson.loads(sys.stdin.buffer.read())
+    settings = Lists.model_validate(request["lists"])
+    logging = Log.model_validate(request["log"])
+    log.configure(logging.level, logging.format)
+    answer: dict[str, Any] = {}
+    try:
+        if request["task"] == "prepare":
+            refresh.prepare(settings)
+        else:
+            os.nice(NICENESS)
+            answer["changed"] = refresh.refresh(settings)
+    except refresh.ListError as error:
+        answer["error"] = str(error)
+    sys.stdout.buffer.write(orjson.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What judges live traffic in one worker: an engine, and where its events go."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from nedge.assemble import Assembly, assemble
+from nedge.config import Config, ConfigError
+from nedge.core.engine import Engine
+from nedge.core.events import Sink
+from nedge.core.facts import Classifier
+from nedge.export.outlet import Outlet
+from nedge.lists import job
+from nedge.lists.loading import load_lists
+from nedge.scripts.loader import Script
+
+_FLOWS_PER_WORKER = 1 << 32
+_WORKERS = 1 << 21
+"""Flow numbers have 53 bits, all that JSON readers hold: those of the worker, and then a count."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Live:
+    """Implements `nedge.gateway.run.Judging`."""
+
+    engine: Engine
+    assembly: Assembly
+    outlet: Outlet
+
+    @property
+    def scripts(self) -> list[Script]:
+        """The scripts that run now."""
+        return self.assembly.scripts
+
+    def renew(self, config: Config | None) -> None:
+        """Judge by another configuration from now on; None: by the lists as they are now."""
+        self.assembly.renew(config)
+        if config:
+            self.outlet.wanted = wants_events(config)
+
+    def measures(self) -> dict[str, Any]:
+        """For metrics: flows that ended, by `verdict rule`; scripts: their calls, errors and nanoseconds."""
+        outlet = self.outlet
+        return {
+            "ended": {f"{action.label} {rule}": count for (action, rule), count in outlet.ended.items()},
+            "offloaded": outlet.offloaded,
+            "packets": outlet.packets,
+            "scripts": {
+                script.key: [script.calls, script.errors, script.time_ns]
+                for script in self.assembly.runner.scripts
+            },
+        }
+
+
+def wants_events(config: Config) -> bool:
+    """Whether anybody reads events."""
+    return bool(config.eve.path or config.history.path)
+
+
+@contextmanager
+def live(config: Config, writer: socket.socket) -> Iterator[Live]:
+    """What judges live traffic; its events go to the channel. Ends all of it."""
+    outlets: list[Outlet] = []
+
+    def sink_for(classifier: Classifier) -> Sink:
+        outlets.append(Outlet(writer, classifier, wanted=wants_events(config)))
+        return outlets[0]
+
+    first = secrets.randbelow(_WORKERS) * _FLOWS_PER_WORKER + 1
+    assembly = assemble(config, sink_for, load_lists, first)
+    try:
+        yield Live(assembly.engine, assembly, outlets[0])
+    finally:
+        _log.info("engine_totals", **assembly.engine.figures(), events_lost=outlets[0].lost)
+        assembly.close()
+
+
+def rehearse(config: Config) -> None:
+    """Build all that a live engine needs, once, so that what is wrong with it is found before workers start.
+
+    Raises ConfigError or DpiError.
+    """
+    job.prepare(config)
+    assemble(config, load=load_lists).close()
+    for key, path in (("eve.path", config.eve.path), ("history.path", config.history.path)):
+        if path is not None:
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o640))
+            except OSError as error:
+                raise ConfigError(f"{key}: {path}: cannot be written: {error.strerror}") from None

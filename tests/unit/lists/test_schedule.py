@@ -1,0 +1,156 @@
+"""Refreshing in a running gateway: when, how often, and what is noticed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from list_server import ListServer
+from structlog.testing import capture_logs
+
+from nedge.config import Config, Lists
+from nedge.lists import job
+from nedge.lists import schedule as module
+from nedge.lists.loading import load_lists
+from nedge.lists.refresh import prepare, refresh
+from nedge.lists.schedule import Refresher
+
+Settings = Callable[..., Lists]
+
+
+@contextmanager
+def refresher(settings: Lists) -> Iterator[Refresher]:
+    made = Refresher(Config(lists=settings))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def tick_until(made: Refresher, condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        made.tick()
+        time.sleep(0.02)
+
+
+def test_a_list_that_was_never_downloaded_is_due_at_once(settings: Settings, server: ListServer) -> None:
+    made = settings(malware_domains=[server.put("/names", "bad.example\n")])
+    prepare(made)
+    with refresher(made) as under_test:
+        tick_until(under_test, under_test.changed)
+        assert load_lists(made).malware_domains.match("bad.example")
+        tick_until(under_test, lambda: under_test._job is None)
+        under_test.renew(Config(lists=made))
+        assert not under_test.changed()
+        for _ in range(3):
+            under_test.tick()
+        assert (under_test._job, len(server.asked)) == (None, 1), "it is not due again"
+
+
+def test_somebody_else_refreshed_them(settings: Settings, server: ListServer) -> None:
+    made = settings(malware_domains=[server.put("/names", "bad.example\n")], refresh_hours=0)
+    prepare(made)
+    with refresher(made) as under_test:
+        under_test.tick()
+        assert not under_test.changed()
+        refresh(made, due_only=False)
+        under_test.tick()
+        assert under_test.changed()
+        assert len(server.asked) == 1
+
+
+def test_nothing_is_new(settings: Settings, server: ListServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = settings(malware_domains=[server.put("/names", "bad.example\n")], refresh_hours=1e-9)
+    refresh(made)
+    with refresher(made) as under_test:
+        tick_until(under_test, lambda: len(server.asked) == 2)
+        tick_until(under_test, lambda: under_test._job is None)
+        assert not under_test.changed()
+
+
+def test_jobs_do_not_follow_each_other_at_once(
+    settings: Settings, server: ListServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(malware_domains=[server.put("/names", "bad.example\n")], refresh_hours=1e-9)
+    started = []
+    monkeypatch.setattr(job, "start", lambda task, config: started.append(task) or ended(0))  # type: ignore[func-returns-value]
+    with refresher(made) as under_test:
+        for _ in range(2):
+            tick_until(under_test, lambda: started)
+            tick_until(under_test, lambda: under_test._job is None)
+        for _ in range(5):
+            under_test.tick()
+        assert started == ["refresh"]
+        monkeypatch.setattr(module, "PAUSE", 0.0)
+        tick_until(under_test, lambda: len(started) > 1)
+
+
+def ended(status: int, output: str = "") -> subprocess.Popen[bytes]:
+    code = f"import os, sys; sys.stdout.write({output!r}); sys.stdout.flush(); os._exit({status})"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "why"), [(9, "", "exit status 9"), (0, '{"error": "no room"}', "no room")]
+)
+def test_a_job_that_fails_is_counted(
+    settings: Settings,
+    server: ListServer,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    output: str,
+    why: str,
+) -> None:
+    made = settings(malware_domains=[server.put("/names", "")])
+    monkeypatch.setattr(job, "start", lambda task, config: ended(status, output))
+    with refresher(made) as under_test, capture_logs() as logs:
+        tick_until(under_test, lambda: under_test.failures)
+    assert [(entry["event"], entry["error"]) for entry in logs] == [("list_refresh_failed", why)]
+
+
+def test_a_job_that_hangs_is_ended(
+    settings: Settings, server: ListServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(malware_domains=[server.put("/names", "")])
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    hung = subprocess.Popen(command, stdout=subprocess.PIPE)
+    monkeypatch.setattr(job, "start", lambda task, config: hung)
+    monkeypatch.setattr(module, "LONGEST", 0.2)
+    with refresher(made) as under_test, capture_logs():
+        tick_until(under_test, lambda: under_test.failures)
+    assert hung.returncode == -9
+
+
+def test_the_end_does_not_wait_for_a_job(settings: Settings, server: ListServer) -> None:
+    made = settings(malware_domains=[server.put("/names", "bad.example\n" * 1000, chunk=1)])
+    start = time.monotonic()
+    with refresher(made) as under_test:
+        tick_until(under_test, lambda: server.asked)
+        process = under_test._job
+        assert process is not None
+    assert process.returncode == -9
+    assert time.monotonic() - start < 60  # the download would take ten minutes
+    assert not list(made.cache_directory.glob("downloads/*"))
+
+
+def test_other_lists_after_a_reload(settings: Settings, server: ListServer, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("mine.example\n")
+    first = settings(malware_domains=[tmp_path / "names"])
+    second = settings(mining_domains=[server.put("/names", "bad.example\n")])
+    prepare(first)
+    prepare(second)
+    with refresher(first) as under_test:
+        under_test.tick()
+        assert under_test._job is None
+        under_test.renew(Config(lists=second))
+        assert not under_test.changed()
+        tick_until(under_test, under_test.changed)
+        assert load_lists(second).mining_domains.match("bad.example")
