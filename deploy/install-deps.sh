@@ -24,10 +24,11 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 run_packages="python3 python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev libndpi-bin
     iptables ipset ebtables conntrack iproute2 kmod ethtool procps"
 lab_packages="curl bind9-dnsutils dnsmasq-base dropbear-bin openssl openssh-client tcpdump iputils-ping"
+test_packages="nftables"
 case $wanted in
     run) level=1 packages=$run_packages extras='' ;;
     demo) level=2 packages="$run_packages $lab_packages" extras='[lab]' ;;
-    test) level=3 packages="$run_packages $lab_packages" extras='[dev,ndpi5]' ;;
+    test) level=3 packages="$run_packages $lab_packages $test_packages" extras='[dev,ndpi5]' ;;
     *)
         printf 'usage: install-deps.sh [run|demo|test]\n' >&2
         exit 2

@@ -27,7 +27,7 @@ from nedge.scripts.api import Context
 from nedge.scripts.loader import load_scripts
 from nedge.scripts.runner import Runner
 
-_ACTIONS = {"pass": Action.PASS, "drop": Action.DROP}
+_ACTIONS = {action.label: action for action in Action}
 _log = structlog.get_logger(__name__)
 
 
@@ -117,10 +117,11 @@ def make_policy(config: Config) -> Policy:
     for name in config.verdict.block_statuses:
         bits |= STATUS_TYPES[name].bit
     return Policy(
+        block_action=_ACTIONS[config.verdict.action],
         drop_score=config.verdict.drop_score,
         host_drop_score=config.verdict.host_drop_score,
         block_statuses=bits,
-        failures=tuple(cause for cause in Failure if getattr(config.failures, cause) == "drop"),
+        failures={cause: _ACTIONS[getattr(config.failures, cause)] for cause in Failure},
     )
 
 
@@ -144,8 +145,8 @@ def make_directory(config: Config) -> Directory:
     return Directory(
         local_networks=config.network.local,
         own_addresses=config.network.own_addresses,
-        malware=_networks(config.lists.malware_hosts),
-        allowed=_networks(config.lists.allow_hosts),
+        malware=NetworkSet(_networks(config.lists.malware_hosts)),
+        allowed=NetworkSet(_networks(config.lists.allow_hosts)),
         country=_country_lookup(config.geoip.country_database),
     )
 
@@ -170,7 +171,12 @@ def _entries(path: Path) -> list[tuple[int, str]]:
     return [(number, entry) for number, entry in stripped if entry]
 
 
-def _networks(paths: list[Path]) -> NetworkSet:
+def allowed_networks(config: Config) -> list[str]:
+    """Networks and addresses whose traffic is never blocked. Raises ConfigError for an unreadable list."""
+    return [*config.network.own_addresses, *map(str, _networks(config.lists.allow_hosts))]
+
+
+def _networks(paths: list[Path]) -> list[Network]:
     entries: list[Network] = []
     for path in paths:
         for number, entry in _entries(path):
@@ -180,7 +186,7 @@ def _networks(paths: list[Path]) -> NetworkSet:
                 raise ConfigError(
                     f"list {path}:{number}: found {entry!r}; allowed is an address or a network"
                 ) from None
-    return NetworkSet(entries)
+    return entries
 
 
 def _domains(paths: list[Path]) -> DomainSet:

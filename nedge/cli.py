@@ -133,15 +133,17 @@ def replay(
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
-    from nedge.assemble import live, rehearse
+    from nedge.assemble import allowed_networks, live, rehearse
     from nedge.dpi.selftest import check as check_dpi
+    from nedge.gateway.run import Parts
     from nedge.gateway.run import run as run_gateway
 
     settings = configure(config)
     check_dpi(settings.dpi.library)
     rehearse(settings)
     tame_garbage_collector()
-    sys.exit(run_gateway(settings, live, partial(reread, config) if config else None))
+    parts = Parts(live, allowed_networks, partial(reread, config) if config else None)
+    sys.exit(run_gateway(settings, parts))
 
 
 def reread(path: Path) -> Config:

@@ -47,6 +47,7 @@ Network = Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]
 Address = Annotated[str, AfterValidator(_address)]
 File = Annotated[Path, Field(strict=False)]
 PassOrDrop = Literal["pass", "drop"]
+PassDropOrReject = Literal["pass", "drop", "reject"]
 Score = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=366 * 86400)]
 
@@ -96,6 +97,30 @@ class Gateway(_Section):
     mark_mask: int = DEFAULT_MASK
     """The bits of the conntrack mark that are ours: a run of 3 to 8. No other bit is touched."""
 
+    vlans: list[Annotated[int, Field(ge=1, le=4094)]] = []
+    """VLANs that are told apart. The traffic of all others is judged as if it had no tag."""
+    vlan_mask: int = 0x0FFF0000
+    """With `vlans`: the bits of a packet's mark that bring its VLAN to us, a run of 12."""
+    arp: PassOrDrop = "pass"
+    other_frames: PassOrDrop = "pass"
+    """What is neither IP nor ARP."""
+
+    @field_validator("vlan_mask")
+    @classmethod
+    def _holds_a_vlan(cls, mask: int) -> int:
+        if not 0 < mask <= 0xFFFFFFFF or mask // (mask & -mask) != 0xFFF:
+            raise ValueError("a run of 12 bits within 32, such as 0x0fff0000")
+        return mask
+
+    @model_validator(mode="after")
+    def _apart(self) -> Gateway:
+        if self.vlans and self.vlan_mask & self.mark_mask:
+            raise ValueError(
+                f"gateway.vlan_mask: found {self.vlan_mask:#x}, which shares bits with gateway.mark_mask "
+                f"{self.mark_mask:#x}; allowed are 12 others"
+            )
+        return self
+
     @field_validator("mark_mask")
     @classmethod
     def _is_mask(cls, mask: int) -> int:
@@ -120,6 +145,11 @@ class VerdictSection(_Section):
     host_drop_score: Score = 0
     """Live host score from which all of a host's flows are dropped; 0 = never."""
     quarantine_seconds: Seconds = 300
+    """How long; at most 24 days, longer is for good."""
+    action: Literal["drop", "reject"] = "drop"
+    """What being blocked means. reject: TCP gets a RST at both ends, all else an ICMP error."""
+    rejects_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    """Of one worker, at most; what is rejected beyond them is dropped."""
     block_statuses: list[str] = ["status_blacklisted"]
     """Statuses that block by themselves, whatever the score."""
 
@@ -133,20 +163,23 @@ class VerdictSection(_Section):
 
 
 class Failures(_Section):
-    """What happens to packets when something fails. Each has a counter."""
+    """What happens to packets when something fails. Each has a counter.
 
-    midstream: PassOrDrop = "pass"
+    reject is drop where nobody can be answered: fragments, and bytes that are no packet.
+    """
+
+    midstream: PassDropOrReject = "pass"
     """TCP flows whose start was not seen: there before us, or left by a worker that was replaced."""
-    unclassified: PassOrDrop = "pass"
+    unclassified: PassDropOrReject = "pass"
     """Flows that nDPI could not name within the limits."""
-    malformed: PassOrDrop = "pass"
-    fragment: PassOrDrop = "pass"
+    malformed: PassDropOrReject = "pass"
+    fragment: PassDropOrReject = "pass"
     """Non-first fragments. On a bridge the kernel reassembles before we see them."""
-    table_full: PassOrDrop = "pass"
+    table_full: PassDropOrReject = "pass"
     """Packets of new flows when max_flows are live."""
-    script_error: PassOrDrop = "pass"
+    script_error: PassDropOrReject = "pass"
     """Flows on which a script raised."""
-    dpi_error: PassOrDrop = "pass"
+    dpi_error: PassDropOrReject = "pass"
 
 
 class Limits(_Section):

@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from typing import TextIO, cast
 
 import structlog
+
+
+class _Lines:
+    """Standard error, a system call a line: several processes write to it. A full disk stops nobody."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+
+    def write(self, text: str) -> None:
+        data = text.encode(errors="backslashreplace")
+        try:
+            if os.write(sys.stderr.fileno(), data) != len(data):
+                self.lost += 1
+        except (OSError, ValueError, AttributeError):  # full, closed, or none
+            self.lost += 1
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+_lines = _Lines()
+
+
+def lost() -> int:
+    """Lines of this process that could not be written."""
+    return _lines.lost
 
 
 def configure(level: str = "info", style: str = "auto") -> None:
@@ -23,6 +51,6 @@ def configure(level: str = "info", style: str = "auto") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _lines)),
         cache_logger_on_first_use=False,
     )

@@ -1,5 +1,5 @@
 #!/bin/sh
-# All checks: format, lint, types, tests. Any that fails, fails. Further arguments go to pytest.
+# All checks: format, lint, types, tests. Any that fails, fails. With arguments: these go to pytest instead.
 #
 # CI=true in the environment: a test that cannot run here fails, instead of being skipped.
 set -eu
@@ -14,4 +14,6 @@ bin=$project/.venv/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-exec "$bin/python" -m pytest "$@"
+[ $# -eq 0 ] || exec "$bin/python" -m pytest "$@"
+"$bin/python" -m pytest -n auto tests/unit
+exec "$bin/python" -m pytest tests/live # one after the other: they measure time, and load the machine

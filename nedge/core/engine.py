@@ -7,6 +7,7 @@ change anything, and give the flow's verdict. Hooks run inside, before the packe
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from nedge.core.events import FlowEnded, Sink, ignore
 from nedge.core.flow import EndReason, Flow, Handshake, Share
@@ -36,6 +37,9 @@ from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Failure, Operator, Policy
 from nedge.core.watch import DnsWatch, parse_dns_query
 
+# Members of enumerations are slow to look up; these are asked for with every packet.
+_NONE, _WATCH, _UPDATED = Share.NONE, Share.WATCH, Hook.PROTOCOL_UPDATED
+_SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
 
@@ -65,6 +69,8 @@ class Engine:
         self.counters = Counters()
         self.now = 0.0
         """The latest time seen; it never goes back."""
+        self.slice: int | None = None
+        """How many flows' timers run at most while a packet waits; None: all that are due."""
         self.share = Share.NONE
         """What the kernel shall do from now on with the flow of the latest packet; NONE also if it knows."""
         self._sink = sink
@@ -108,6 +114,7 @@ class Engine:
         elif self.table.next_wake <= now or self.verdicts.quarantine_ends <= now:
             self.advance(now)
         self.now = now
+        self.share = _NONE
         counters = self.counters
         counters.packets += 1
 
@@ -117,11 +124,10 @@ class Engine:
         counters.bytes += packet.ip_length
         if packet.flaw is not None:
             counters.malformed[packet.flaw] += 1
+        key, flags = packet.key, packet.flags
 
-        flow = self.table.get(packet.key)
-        if flow is None or (
-            (packet.flags & SYN or flow.verdict.action) and self._starts_anew(flow, packet, now)
-        ):
+        flow = self.table.get(key)
+        if flow is None or ((flags & SYN or flow.verdict.action) and self._starts_anew(flow, packet, now)):
             flow = self._open(packet, now)
             if flow is None:
                 counters.table_full += 1
@@ -130,12 +136,12 @@ class Engine:
         elif flow.epoch != self.epoch:
             self._judge_anew(flow, now)
 
-        from_client = packet.key == flow.key
-        if not from_client and packet.flags & (SYN | ACK) == SYN and flow.may_turn_round:
+        from_client = key == flow.key
+        if not from_client and flags & _SYN_ACK == SYN and flow.may_turn_round:
             flow.turn_round()
             from_client = True
         flow.count(packet, from_client, now)
-        if packet.flags & (FIN | RST) and flow.timer > now + self.limits.closed_seconds:
+        if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
         if flow.looking:
             if mac:
@@ -145,12 +151,12 @@ class Engine:
             except Exception:
                 self._inspection_failed(flow)
 
-        if self.remark is not None:
-            self.share = self._hand_over(flow)
         action = flow.verdict.action
+        if self.remark is not None and (flow.detected or action):
+            self.share = self._hand_over(flow)
         if packet.flaw is not None:
             action = action or self.limits.malformed
-            self.share = Share.NONE
+            self.share = _NONE
         if action:
             flow.dropped_packets += 1
             counters.dropped_packets += 1
@@ -166,7 +172,6 @@ class Engine:
 
     def _without_flow(self, action: Action) -> Action:
         """What a policy says of a packet that belongs to no flow."""
-        self.share = Share.NONE
         if action:
             self.counters.dropped_packets += 1
         return action
@@ -205,7 +210,7 @@ class Engine:
         flow.blacklisted = client.blacklisted or server.blacklisted
         if packet.proto == TCP and not packet.flags & SYN:
             self.counters.midstream += 1
-            if Failure.MIDSTREAM in self.verdicts.policy.failures:
+            if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
                 flow.failures = (Failure.MIDSTREAM,)
         if packet.proto in (ICMP, ICMPV6) and packet.flaw is None:
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
@@ -289,7 +294,8 @@ class Engine:
     # What the kernel took over
 
     def _share(self, flow: Flow) -> Share:
-        return share_of(flow, awaits_updates=self.verdicts.scripts.wants(Hook.PROTOCOL_UPDATED, flow.proto))
+        updates = flow.dpi is not None and self.verdicts.scripts.wants(_UPDATED, flow.proto)
+        return share_of(flow, awaits_updates=updates)
 
     def _share_changes(self, flow: Flow) -> None:
         """The action of a flow that the kernel has a share in changed: tell it."""
@@ -301,9 +307,10 @@ class Engine:
     def _hand_over(self, flow: Flow) -> Share:
         """The share to tell the kernel of, with the flow's latest packet."""
         share = self._share(flow)
-        if share is Share.WATCH and flow.share is Share.WATCH:
-            return Share.NONE
-        if flow.looking and share in (Share.PASS, Share.DROP):
+        if share is _WATCH:
+            if flow.share is _WATCH:
+                return _NONE
+        elif share is not _NONE and flow.looking:
             self.inspector.let_go(flow)
         if share is not flow.share:
             flow.share = share
@@ -337,9 +344,13 @@ class Engine:
 
     # Time
 
-    def advance(self, now: float) -> None:
-        """Let time pass: silent detections, periodicUpdate, ends of flows and of quarantines."""
-        for at, flow in self.table.due(now):
+    def advance(self, now: float, at_most: int | None = None) -> None:
+        """Let time pass: silent detections, periodicUpdate, ends of flows and of quarantines.
+
+        `at_most`: of so many flows, `slice` unless given; those left come the next time, see `late`.
+        """
+        due = self.table.due(now)
+        for at, flow in islice(due, self.slice if at_most is None else at_most):
             self.now = max(self.now, at)
             self._wake(flow, at)
         self.now = max(self.now, now)
@@ -390,8 +401,14 @@ class Engine:
         self.hosts.release(flow.client, now)
         self.hosts.release(flow.server, now)
 
+    @property
+    def late(self) -> bool:
+        """Whether timers are due that have not run."""
+        return self.table.next_wake <= self.now
+
     def finish(self, now: float) -> None:
         """Shut down: every flow ends."""
+        self.slice = None
         self.advance(now)
         for flow in self.table:
             self._end(flow, self.now, EndReason.SHUTDOWN)

@@ -35,7 +35,10 @@ UNKNOWN = Classification(0, 0, "Unknown", "", "Unknown", 0, "Unspecified", "Unra
 
 @dataclass(slots=True, kw_only=True)
 class Facts:
-    """What was read in a flow's payload, beyond its protocol. Empty string, 0 or () where absent."""
+    """What was read in a flow's payload, beyond its protocol. Empty string, 0 or () where absent.
+
+    Flows may share one: read only.
+    """
 
     hostname: str = ""
     """The server's name as the client gave it: TLS or QUIC SNI, HTTP Host, DNS query. Lower case."""
@@ -108,6 +111,12 @@ class DpiFlow(Protocol):
 
     def facts(self) -> Facts:
         """All facts seen so far. Costs microseconds: ask once, when they are complete."""
+
+    def http_answer(self) -> tuple[int, str] | None:
+        """Status code (0: none yet) and content type of the latest HTTP response.
+
+        Cheaper than `facts`. None: ask that instead.
+        """
 
     def close(self) -> None:
         """Free the state."""

@@ -35,6 +35,10 @@ class Handshake(IntEnum):
     DONE = 3
 
 
+_NOT_SEEN, _OPENED, _ANSWERED, _DONE = Handshake
+_SYN_ACK, _SYN_FIN_RST, _KINDS = SYN | ACK, SYN | FIN | RST, SYN | ACK | FIN | RST
+
+
 class Share(IntEnum):
     """What the kernel does with a flow by itself. Two bits: they travel in the flow's mark."""
 
@@ -84,7 +88,6 @@ class Flow:
         "classification",
         "client",
         "client_mac",
-        "client_port",
         "client_score",
         "client_spoke",
         "closing",
@@ -121,7 +124,6 @@ class Flow:
         "score",
         "server",
         "server_mac",
-        "server_port",
         "server_score",
         "share",
         "status_map",
@@ -133,7 +135,6 @@ class Flow:
         "tls_chosen",
         "tunnelled",
         "verdict",
-        "vlan",
         "watch",
         "word",
     )
@@ -151,12 +152,9 @@ class Flow:
         """`key`: of the client-to-server direction. `first`: the packet that opens the flow."""
         self.id = flow_id
         self.key = key
-        self.vlan = client.vlan
         self.proto = proto = first.proto
         self.client = client
         self.server = server
-        self.client_port = key[-4] << 8 | key[-3]
-        self.server_port = key[-2] << 8 | key[-1]
         self.client_mac = b""
         self.server_mac = b""
         self.first_seen = self.last_seen = now
@@ -238,6 +236,20 @@ class Flow:
         self.dropped_packets = 0
 
     @property
+    def vlan(self) -> int:
+        return self.client.vlan
+
+    @property
+    def client_port(self) -> int:
+        key = self.key
+        return key[-4] << 8 | key[-3]
+
+    @property
+    def server_port(self) -> int:
+        key = self.key
+        return key[-2] << 8 | key[-1]
+
+    @property
     def packets(self) -> int:
         return self.packets_sent + self.packets_rcvd
 
@@ -265,34 +277,34 @@ class Flow:
             self.bytes_rcvd += packet.ip_length
             self.goodput_rcvd += packet.payload_length
         flags = packet.flags
-        self.tcp_flags |= flags
-        if flags and (flags & (SYN | FIN | RST) or self.handshake == Handshake.SYN_ACK):
-            self._follow_tcp(flags, from_client, packet.payload_length)
+        if flags:
+            self.tcp_flags |= flags
+            if flags & _SYN_FIN_RST or self.handshake is _ANSWERED:
+                self._follow_tcp(flags, from_client, packet.payload_length)
 
     def _follow_tcp(self, flags: int, from_client: bool, payload: int) -> None:
         if flags & (FIN | RST):
             self.closing = True
-        kind = flags & (SYN | ACK | FIN | RST)
+        kind = flags & _KINDS
         if kind == SYN and from_client:
             # Payload before it: picked up mid-stream. (A SYN may bring some itself: RFC 7413.)
-            if self.handshake == Handshake.NONE and self.goodput == payload:
-                self.handshake = Handshake.SYN
-        elif kind == SYN | ACK and not from_client:
-            if self.handshake == Handshake.SYN:
-                self.handshake = Handshake.SYN_ACK
-        elif self.handshake == Handshake.SYN_ACK and from_client and flags & ~PSH == ACK:
-            self.handshake = Handshake.DONE
+            if self.handshake is _NOT_SEEN and self.goodput_sent + self.goodput_rcvd == payload:
+                self.handshake = _OPENED
+        elif kind == _SYN_ACK and not from_client:
+            if self.handshake is _OPENED:
+                self.handshake = _ANSWERED
+        elif self.handshake is _ANSWERED and from_client and flags & ~PSH == ACK:
+            self.handshake = _DONE
 
     @property
     def may_turn_round(self) -> bool:
         """Whether nothing was made yet of who the client is: the SYN's answer was seen first, no more."""
-        return self.handshake is Handshake.NONE and not self.detected and not self.goodput
+        return self.handshake is _NOT_SEEN and not self.detected and not self.goodput
 
     def turn_round(self) -> None:
         """A SYN shows that the client is the other end."""
         self.key = reverse_key(self.key)
         self.client, self.server = self.server, self.client
-        self.client_port, self.server_port = self.server_port, self.client_port
         self.client_mac, self.server_mac = self.server_mac, self.client_mac
         self.packets_sent, self.packets_rcvd = self.packets_rcvd, self.packets_sent
         self.bytes_sent, self.bytes_rcvd = self.bytes_rcvd, self.bytes_sent

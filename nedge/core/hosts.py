@@ -114,7 +114,7 @@ class Directory:
         host.local = self.is_local(ip)
         host.unicast = self.is_unicast(ip)
         host.blacklisted = ip in self._malware
-        host.allowed = ip in self._allowed
+        host.allowed = ip in self._own or ip in self._allowed
 
 
 class HostBook:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
 
 from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
@@ -25,10 +27,34 @@ CATEGORY_MINING, CATEGORY_MALWARE, CATEGORY_ADVERTISEMENT = 99, 100, 101
 """nDPI's custom categories, which name lists set."""
 
 _DNS_PORT = b"\x00\x35"
+_TLS_HANDSHAKE, _SERVER_HELLO = 22, 2  # RFC 8446, 5.1 and 4
 _NAMED = frozenset(("TLS", "QUIC", "HTTP", "DTLS", "DNS"))
 """Protocols whose clients name their server: hooks wait for that name."""
 _SPEAKING = _NAMED | {"SSH", "IMAPS", "POPS", "SMTPS", "FTPS", "LDAPS", "DoH_DoT"}
 """Protocols that leave facts behind, beside their name."""
+
+
+class _Traits(NamedTuple):
+    """What inspection asks of a protocol."""
+
+    names_server: bool
+    """Its clients name their server."""
+    speaks: bool
+    """It leaves facts behind."""
+    is_dns: bool
+    asks: bool
+    """It is DNS or HTTP, proxied HTTP included."""
+
+    @classmethod
+    def of(cls, classification: Classification) -> _Traits:
+        names = {classification.app, classification.master}
+        is_dns = "DNS" in names
+        return cls(
+            names_server=not names.isdisjoint(_NAMED),
+            speaks=not names.isdisjoint(_SPEAKING),
+            is_dns=is_dns,
+            asks=is_dns or any(name.startswith("HTTP") for name in names),
+        )
 
 
 class NameLists:
@@ -73,39 +99,45 @@ class Inspector:
         self.detection_packets = detection_packets
         self.watch_http = watch_http
         self.keep_match_payload = keep_match_payload
+        self._traits: dict[int, _Traits] = {}
+        """By classification word."""
 
     def look(self, flow: Flow, packet: Packet, from_client: bool, time_ms: int) -> None:
         """Look into one packet; `on_news` hears of all that it makes known."""
         new = not flow.detected
         stream = flow.stream
         for segment in (packet,) if stream is None else stream.order(packet, from_client):
-            if segment.payload_length and flow.proto == TCP:
+            if segment.payload_length and stream is not None:
                 if from_client:
                     if not flow.client_spoke:
                         flow.client_spoke = True
                         self._expect_requests(flow, segment)
                 elif not flow.tls_chosen:
                     flow.tls_chosen = _server_hello_version(segment)
-            if flow.dpi is not None:
+            dpi = flow.dpi
+            if dpi is not None:
                 data = segment.data
                 if len(data) < segment.ip_length:  # cut short: nDPI wants lengths that hold
                     data = _as_one_packet(segment, segment.payload_bytes())
-                word = flow.dpi.feed(data, time_ms)
+                word = dpi.feed(data, time_ms)
                 if word != flow.word and word & DETECTED:
                     self._classify(flow, word)
                     self._follow_watch(flow)
                     if flow.detected:
                         self.on_news(flow, Hook.PROTOCOL_UPDATED)
-            if flow.watch is not None and (from_client or flow.proto == UDP):
-                for request in flow.watch.feed(segment):
+            watch = flow.watch
+            if watch is not None and (from_client or flow.proto == UDP):
+                for request in watch.feed(segment):
                     self._request(flow, segment, request, time_ms)
-            if not flow.match_length and not flow.requests and flow.word & DETECTED:
+            classified = flow.word & DETECTED
+            if classified and not flow.match_length and not flow.requests:
                 self._match(flow, segment)
-            if not flow.detected and self._ready(flow):
+            if not flow.detected and (classified or flow.proto not in (TCP, UDP)) and self._ready(flow):
                 self.on_news(flow, Hook.PROTOCOL_DETECTED)
-            if flow.dpi is not None and flow.detected:
+            dpi = flow.dpi
+            if dpi is not None and flow.detected:
                 over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
-                if over or (flow.word & DETECTED and not flow.dpi.more_possible()):
+                if over or (classified and not dpi.more_possible()):
                     grown = self._finish(flow)
                     if grown and not new:  # else the hooks have just seen all there is
                         self.on_news(flow, Hook.PROTOCOL_UPDATED)
@@ -166,6 +198,12 @@ class Inspector:
 
     # What is known
 
+    def _traits_of(self, word: int) -> _Traits:
+        traits = self._traits.get(word)
+        if traits is None:
+            traits = self._traits[word] = _Traits.of(self.classifier.describe(word))
+        return traits
+
     def classify_anew(self, flow: Flow) -> None:
         """Lists have changed: whether the flow's name and ends are on them."""
         self._set_classification(flow, self.classifier.describe(flow.word))
@@ -189,13 +227,13 @@ class Inspector:
             flow.first_classification = classification
 
     def _ready(self, flow: Flow) -> bool:
-        """Whether enough is known for protocolDetected: the application, and the server's name if any."""
-        if not flow.word & DETECTED:
-            return flow.proto not in (TCP, UDP)
-        if flow.hostname or flow.goodput_rcvd:
+        """Whether enough is known for protocolDetected: the application, and the server's name if any.
+
+        Other protocols than TCP and UDP have no more to tell than they do at once.
+        """
+        if not flow.word & DETECTED or flow.hostname or flow.goodput_rcvd:
             return True
-        classification = flow.classification
-        if classification.app not in _NAMED and classification.master not in _NAMED:
+        if not self._traits_of(flow.word).names_server:
             return True
         # No name: is that because the client gave none, or because the rest of its hello is still to come?
         if flow.watch is not None:
@@ -227,26 +265,32 @@ class Inspector:
 
     def _read_facts(self, flow: Flow) -> bool:
         """Ask nDPI for facts; whether there are any."""
-        classification = flow.classification
-        speaks = classification.app in _SPEAKING or classification.master in _SPEAKING or flow.hostname
-        if flow.dpi is None or not speaks:
+        if flow.dpi is None or not (flow.hostname or self._traits_of(flow.word).speaks):
             return False
         flow.facts_at = flow.packets
         watch = flow.watch
         if flow.requests and isinstance(watch, DnsWatch):  # it knows all that nDPI would tell, and more
             flow.facts.dns_reply_code = watch.reply_code
             return watch.reply_code != 0
-        if flow.requests and isinstance(watch, HttpWatch) and not flow.goodput_rcvd:
-            return True  # there is no answer yet of which nDPI could tell
+        asked = flow.facts
+        if flow.requests:  # the watch's view of the request is whole, nDPI's is cut
+            if not flow.goodput_rcvd:
+                return True
+            answer = flow.dpi.http_answer()
+            if answer is not None:
+                asked.http_code, asked.http_content_type = answer
+                return True
         facts = flow.dpi.facts()
         if facts.tls_version and 0 < flow.tls_chosen < 0x0303:
-            facts.tls_version = flow.tls_chosen  # nDPI keeps the client's, but for TLS 1.3
-        if flow.requests:  # the watch's view of the request is whole, nDPI's is cut
-            asked = flow.facts
-            facts.hostname = asked.hostname
-            facts.http_url = asked.http_url
-            facts.http_method = asked.http_method
-            facts.http_user_agent = asked.http_user_agent
+            facts = replace(facts, tls_version=flow.tls_chosen)  # nDPI keeps the client's, but for TLS 1.3
+        if flow.requests:
+            facts = replace(
+                facts,
+                hostname=asked.hostname,
+                http_url=asked.http_url,
+                http_method=asked.http_method,
+                http_user_agent=asked.http_user_agent,
+            )
         flow.facts = facts
         return True
 
@@ -261,11 +305,11 @@ class Inspector:
 
     def _follow_watch(self, flow: Flow) -> None:
         """The protocol is known now: watch what needs watching, and nothing else."""
-        classification = flow.classification
-        if "DNS" in (classification.app, classification.master):
+        traits = self._traits_of(flow.word)
+        if traits.is_dns:
             if not isinstance(flow.watch, DnsWatch):
                 flow.watch = DnsWatch()
-        elif _asks(classification) and self.watch_http and flow.proto == TCP:
+        elif traits.asks and self.watch_http and flow.proto == TCP:
             if not isinstance(flow.watch, HttpWatch):
                 flow.watch = HttpWatch()
         elif not flow.requests:
@@ -309,7 +353,7 @@ class Inspector:
         """nDPI looks at one request per state: give it a fresh one, and the request as one packet."""
         dpi = self.classifier.open()
         word = dpi.feed(_as_one_packet(packet, request.head), time_ms)
-        if not _asks(self.classifier.describe(word)):  # not recognised by itself: what was known stays
+        if not self._traits_of(word).asks:  # not recognised by itself: what was known stays
             dpi.close()
             self._set_classification(flow, self.classifier.describe(flow.word))
             return
@@ -322,16 +366,12 @@ class Inspector:
         self._set_classification(flow, self.classifier.describe(word))
 
 
-def _asks(classification: Classification) -> bool:
-    """Whether it is DNS or HTTP, proxied HTTP included."""
-    names = (classification.app, classification.master)
-    return "DNS" in names or any(name.startswith("HTTP") for name in names)
-
-
 def _server_hello_version(packet: Packet) -> int:
     """`legacy_version` of a TLS ServerHello (RFC 8446, 4.1.3); 0 if it is none."""
-    hello = packet.payload_bytes()[:11]
-    return hello[9] << 8 | hello[10] if len(hello) == 11 and hello[0] == 22 and hello[5] == 2 else 0
+    data, at = packet.data, packet.payload
+    if len(data) < at + 11 or data[at] != _TLS_HANDSHAKE or data[at + 5] != _SERVER_HELLO:
+        return 0
+    return data[at + 9] << 8 | data[at + 10]
 
 
 def _as_one_packet(packet: Packet, payload: bytes) -> bytes:

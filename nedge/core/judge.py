@@ -47,6 +47,8 @@ class Judge:
         self._counters = counters
         self._sink = sink
         self._share_changes = share_changes
+        self.cut: Callable[[Host, float], None] | None = None
+        """Has the kernel cut a host off for so many seconds."""
         self._quarantined: list[Host] = []
         self._newly_cut: list[Host] = []
         self._cutting = False
@@ -135,6 +137,8 @@ class Judge:
             self._note_quarantine_end()
             self._counters.quarantines += 1
             self._sink(HostQuarantined(host, now, host.quarantined_until))
+            if self.cut is not None:
+                self.cut(host, self.quarantine_seconds)
             self._newly_cut.append(host)
         if self._cutting:
             return
@@ -167,8 +171,21 @@ class Judge:
         self._quarantined = [host for host in self._quarantined if host.quarantined_until > now]
         self._note_quarantine_end()
         for host in over:
+            self._pardon(host)
             self.rejudge(host, now)
             self._hosts.forget_if_idle(host, now)
+
+    def _pardon(self, host: Host) -> None:
+        """It has been in quarantine for what its flows added to its score: they take it back."""
+        for flow in self._table:
+            if flow.client is host:
+                host.score_as_client -= flow.client_score
+                flow.client_score = 0
+            if flow.server is host:
+                host.score_as_server -= flow.server_score
+                flow.server_score = 0
+        self._hosts.set_score_elsewhere(host.ip, host.vlan, 0)  # other workers do the same, and will say so
+        self._hosts.score_changed(host)
 
     def _note_quarantine_end(self) -> None:
         self.quarantine_ends = min((host.quarantined_until for host in self._quarantined), default=_NEVER)

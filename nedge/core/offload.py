@@ -10,6 +10,11 @@ from nedge.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nedge.core.verdict import Action, Rule
 from nedge.core.watch import DnsWatch
 
+MAX_REJECTS = 16
+"""Packets of a flow that are answered with a reject; those after them are dropped, by the kernel. One is not
+always enough: with data in flight a RST comes too late for its number."""
+
+_NONE, _UNDETECTED, _NOT_SEEN = Share.NONE, Rule.UNDETECTED, Handshake.NONE
 _L4_HEADERS = {TCP: 32, UDP: 8, SCTP: 12}
 """Usual sizes; TCP with timestamps."""
 
@@ -20,19 +25,22 @@ def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
     `awaits_updates`: a script wants to hear when more becomes known of it (protocolUpdated).
     """
     proto = flow.proto
-    if proto in (ICMP, ICMPV6) or flow.tunnelled:
-        return Share.NONE  # the kernel's connections are others than our flows
-    if flow.verdict.action is not Action.PASS:
+    if proto == ICMP or proto == ICMPV6 or flow.tunnelled:
+        return _NONE  # the kernel's connections are others than our flows
+    verdict = flow.verdict
+    if verdict.action:
+        if verdict.action is Action.REJECT and flow.dropped_packets < MAX_REJECTS:
+            return _NONE  # each packet gets its answer
         # A blocked query does not take the next one on its socket along.
-        return Share.NONE if proto == UDP and isinstance(flow.watch, DnsWatch) else Share.DROP
-    if not flow.detected or flow.verdict.rule is Rule.UNDETECTED:
-        return Share.NONE
+        return _NONE if proto == UDP and isinstance(flow.watch, DnsWatch) else Share.DROP
+    if not flow.detected or verdict.rule is _UNDETECTED:
+        return _NONE
     if flow.dpi is not None and (awaits_updates or not flow.word):
-        return Share.NONE
+        return _NONE
     if flow.watch is not None:
         # The kernel's idea of who asks must be ours: so the start must have been seen.
-        started = proto != TCP or flow.handshake > Handshake.NONE
-        return Share.WATCH if started else Share.NONE
+        started = proto != TCP or flow.handshake > _NOT_SEEN
+        return Share.WATCH if started else _NONE
     return Share.PASS
 
 

@@ -1,6 +1,7 @@
 """The flow table: flows by key, with a bound, and the timers of flows.
 
-Every flow stands under the keys of both its directions: one slice of the packet finds it.
+A flow stands under the key that its first packet had; packets of the other direction are looked up by the
+reverse of theirs.
 
 Timers cost a live flow nothing per packet: a flow waits in the bucket of the second at which it could first
 be due; when that comes and packets have moved the flow's own time on, it is put off, not acted upon.
@@ -8,6 +9,7 @@ be due; when that comes and packets have moved the flow's own time on, it is put
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
@@ -18,64 +20,72 @@ _NEVER = float("inf")
 
 
 class FlowTable:
-    """Live flows. `get` is the per-packet lookup."""
+    """Live flows."""
 
     def __init__(self, max_flows: int) -> None:
         self.max_flows = max_flows
-        self.count = 0
         self._flows: dict[bytes, Flow] = {}
-        self.get = self._flows.get
-        """Key of either direction -> Flow, or None."""
-        self._buckets: dict[int, list[Flow]] = {}
+        self._buckets: dict[int, tuple[int, deque[Flow]]] = {}
+        """The second, again (for all flows that wait for it to share one number), and who waits."""
         self._seconds: list[int] = []  # heap of the keys of _buckets
         self.next_wake = _NEVER
         """When the next timer is due, in epoch seconds."""
 
     @property
+    def count(self) -> int:
+        return len(self._flows)
+
+    @property
     def full(self) -> bool:
-        return self.count >= self.max_flows
+        return len(self._flows) >= self.max_flows
+
+    def get(self, key: bytes) -> Flow | None:
+        """The flow of a key, of either direction. The per-packet lookup."""
+        flow = self._flows.get(key)
+        return self._flows.get(reverse_key(key)) if flow is None else flow
 
     def add(self, flow: Flow) -> None:
-        flows = self._flows
-        flows[flow.key] = flow
-        flows[reverse_key(flow.key)] = flow
-        self.count += 1
+        self._flows[flow.key] = flow
 
     def remove(self, flow: Flow) -> None:
         """Forget a flow. Its timer, if any, finds it gone."""
-        flows = self._flows
-        if flows.get(flow.key) is flow:
-            del flows[flow.key]
-            flows.pop(reverse_key(flow.key), None)  # the same key where both ends are one
-            self.count -= 1
+        for key in (flow.key, reverse_key(flow.key)):  # it may have turned round
+            if self._flows.get(key) is flow:
+                del self._flows[key]
+                return
 
     def __contains__(self, flow: Flow) -> bool:
-        return self._flows.get(flow.key) is flow
+        return self.get(flow.key) is flow
 
     def __iter__(self) -> Iterator[Flow]:
-        """Each flow once, in order of arrival; the table may change meanwhile."""
-        for key, flow in list(self._flows.items()):
-            if key == flow.key and flow in self:
+        """Each flow, in order of arrival; the table may change meanwhile."""
+        for flow in list(self._flows.values()):
+            if flow in self:
                 yield flow
 
     def wake_at(self, flow: Flow, when: float) -> None:
         """Have `due` give the flow once `when` (epoch seconds) has passed. Replaces what was asked before."""
-        flow.timer = second = int(when) + 1
+        second = int(when) + 1
         bucket = self._buckets.get(second)
         if bucket is None:
-            bucket = self._buckets[second] = []
+            bucket = self._buckets[second] = second, deque()
             heappush(self._seconds, second)
             self.next_wake = self._seconds[0]
-        bucket.append(flow)
+        flow.timer, flows = bucket
+        flows.append(flow)
 
     def due(self, now: float) -> Iterator[tuple[float, Flow]]:
         """Flows that are still here and whose time has come, with that time, in order of it.
 
-        Each wants a new `wake_at`, or `remove`.
+        Each wants a new `wake_at`, or `remove`. Whoever stops early gets the rest another time.
         """
         while self._seconds and self._seconds[0] <= now:
-            second = heappop(self._seconds)
-            self.next_wake = self._seconds[0] if self._seconds else _NEVER
-            for flow in self._buckets.pop(second):
+            second = self._seconds[0]
+            _, flows = self._buckets[second]
+            while flows:
+                flow = flows.popleft()
                 if flow.timer == second and flow in self:
                     yield float(second), flow
+            heappop(self._seconds)
+            del self._buckets[second]
+            self.next_wake = self._seconds[0] if self._seconds else _NEVER

@@ -5,7 +5,8 @@ Nothing else decides. The rules stand in `decide` in their order of precedence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
@@ -84,8 +85,8 @@ class Policy:
     host_drop_score: int = 0
     block_statuses: int = status_types.status_blacklisted.bit
     """Bitmap of the statuses that block by themselves."""
-    failures: tuple[Failure, ...] = ()
-    """Failures that block; all others let the flow go on."""
+    failures: Mapping[Failure, Action] = field(default_factory=dict)
+    """What happens to flows with these failures; all others let the flow go on."""
 
 
 class Evidence(NamedTuple):
@@ -128,6 +129,7 @@ def decide(evidence: Evidence, policy: Policy) -> Verdict:
                     policy.block_action, Rule.HOST_SCORE, f"{end} {score} >= {policy.host_drop_score}"
                 )
     for failure in evidence.failures:
-        if failure in policy.failures:
-            return Verdict(policy.block_action, Rule.FAILURE, failure)
+        action = policy.failures.get(failure)
+        if action:
+            return Verdict(action, Rule.FAILURE, failure)
     return CLEAN if evidence.detected else UNDETECTED

@@ -85,12 +85,12 @@ class _Cursor:
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
 REQUEST_START = re.compile(rb"[\r\n]*(?:[A-Z][A-Z-]{0,19}(?: |\Z)|\Z)")
 """How a request starts, as far as its first bytes are there."""
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|\r?\Z)")
-_CONTENT_LENGTH = re.compile(rb"0*([0-9]*)")
-_HEADER = re.compile(
-    rb"^(host|content-length|transfer-encoding|user-agent)[ \t]*:[ \t]*([^\r\n]*)",
-    re.IGNORECASE | re.MULTILINE,
+_NUMBER = re.compile(rb"0*([0-9]*)")
+_HOST, _USER_AGENT, _CONTENT_LENGTH, _TRANSFER_ENCODING = (
+    # One for each, without alternatives and ignored case: the search for plain text is the fastest.
+    re.compile(rb"\n" + name + rb"[ \t]*:[ \t]*([^\r\n]*)")
+    for name in (b"host", b"user-agent", b"content-length", b"transfer-encoding")
 )
 
 
@@ -154,16 +154,17 @@ class HttpWatch:
                 elif not line.strip():
                     self._trailers = False
             else:
-                end = _HEAD_END.search(data, searched)
-                if end and not data[: end.end()].strip():
-                    data, searched = data[end.end() :], 0  # empty lines before a request
-                    continue
+                end = _head_end(data, searched)
                 if not end:
                     if not REQUEST_START.match(data):  # another protocol, after CONNECT or Upgrade
                         self._lose()
                         return requests
                     break
-                head, data, searched = data[: end.end()].lstrip(b"\r\n"), data[end.end() :], 0
+                head, data, searched = data[:end], data[end:], 0
+                if head[0] <= 0x20:
+                    head = head.lstrip(b"\r\n")
+                    if not head.strip():  # empty lines before a request
+                        continue
                 self._request(head, requests)
             if self._lost:
                 return requests
@@ -189,15 +190,13 @@ class HttpWatch:
         if not line:  # lines, but none of HTTP/1: SMTP, RTSP, what follows an Upgrade
             self._lose()
             return
-        headers: dict[bytes, bytes] = {}
-        for name, value in _HEADER.findall(head):
-            headers.setdefault(name.lower(), value.rstrip())
+        lower = head.lower()
         method, target = line[1], line[2]
-        if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
+        if b"chunked" in _header(head, lower, _TRANSFER_ENCODING).lower():
             self._chunked = True
-        elif size := _CONTENT_LENGTH.fullmatch(headers.get(b"content-length", b"")):
+        elif size := _NUMBER.fullmatch(_header(head, lower, _CONTENT_LENGTH)):
             self._skip = int(size[1][:20] or b"0")
-        host = headers.get(b"host", b"")
+        host = _header(head, lower, _HOST)
         path = target
         if method == b"CONNECT":
             host, path = target, b""
@@ -211,9 +210,22 @@ class HttpWatch:
                 head=head,
                 url=name + path.decode("latin-1"),
                 method=method.decode("latin-1"),
-                user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+                user_agent=_header(head, lower, _USER_AGENT).decode("latin-1"),
             )
         )
+
+
+def _head_end(data: bytes, start: int) -> int:
+    """Where the first head ends that does not end before `start`: behind an empty line; 0 if nowhere."""
+    at = data.find(b"\n\r\n", start)
+    bare = data.find(b"\n\n", start, at if at >= 0 else len(data))
+    return bare + 2 if bare >= 0 else at + 3 if at >= 0 else 0
+
+
+def _header(head: bytes, lower: bytes, pattern: re.Pattern[bytes]) -> bytes:
+    """The value of a head's first header of a name; empty if there is none."""
+    found = pattern.search(lower)
+    return head[found.start(1) : found.end(1)].rstrip() if found else b""
 
 
 def _host_name(host: bytes) -> str:
@@ -247,8 +259,9 @@ def parse_dns_query(message: bytes) -> tuple[str, int] | None:
     if at + 2 > len(message):
         return None
     name = b".".join(labels).decode("latin-1").lower()
-    printable = "".join(char if " " <= char < "\x7f" else "?" for char in name)
-    return printable, message[at] << 8 | message[at + 1]
+    if not name.isascii() or not name.isprintable():
+        name = "".join(char if " " <= char < "\x7f" else "?" for char in name)
+    return name, message[at] << 8 | message[at + 1]
 
 
 class DnsWatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +17,16 @@ _TLS_VERSIONS |= {"TLSv1.3": 0x0304}
 _NO_CIPHER = "TLS_NULL_WITH_NULL_NULL"  # cipher suite 0: nDPI has seen no ServerHello
 
 
-def read_facts(text: bytes, hostname: str) -> tuple[Facts, bool]:
+CERTIFICATE = b'"fingerprint":'
+"""Is in the JSON of a flow whose certificate was seen."""
+_HTTP_ANSWER = re.compile(rb'"code":([0-9]{1,5}),"content_type":"([ !#-\[\]-~]*)"')
+
+
+def read_facts(text: bytes, hostname: str, dates: tuple[int, ...] = (0, 0)) -> tuple[Facts, bool]:
     """Facts in nDPI's JSON, and whether that was well-formed; if not, the host name is all there is.
 
     Up to 4.4 a protocol's block is at the top and repeats the host name, from 4.5 on it is inside "ndpi" and
-    does not. Only the dates of certificates are missing from the JSON.
+    does not. Only the `dates` of certificates are missing from the JSON.
     """
     try:
         root = _parse(text)
@@ -34,7 +40,18 @@ def read_facts(text: bytes, hostname: str) -> tuple[Facts, bool]:
             read(facts, _block(inner, name))
         elif name in root:
             read(facts, _block(root, name))
+    if facts.cert_sha1:
+        facts.cert_not_before, facts.cert_not_after = dates
     return facts, True
+
+
+def read_http_answer(text: bytes) -> tuple[int, str] | None:
+    """What nDPI's JSON says of an HTTP response; None if that has to be read with more care, or is not there.
+
+    What came from the wire cannot look like it: nDPI escapes quotes.
+    """
+    found = _HTTP_ANSWER.search(text)
+    return (int(found[1]), found[2].decode()) if found else None
 
 
 def _parse(text: bytes) -> Any:

@@ -7,12 +7,14 @@ from typing import Any
 
 from nedge.core.facts import Facts
 from nedge.dpi.abi import STATE_CLASSIFIED
-from nedge.dpi.facts import read_facts
+from nedge.dpi.facts import CERTIFICATE, read_facts, read_http_answer
 from nedge.dpi.module import Module
 
 _MAX_PACKET = 0xFFFF  # the length argument is 16 bits wide
 _APP = 0xFFFF << 16  # the application id in a classification word
 _Dates = c_uint32 * 2  # notBefore and notAfter, side by side
+_KNOWN_FACTS, _LONG_TEXT = 1024, 2048
+"""Facts kept for the next flow like this, and the longest text that they are kept for: 4 MB at most."""
 
 
 class _Closed:
@@ -77,14 +79,27 @@ class NdpiFlow:
         return self._module.json(self._flow, self._word)
 
     def facts(self) -> Facts:
-        """All facts seen so far. Costs microseconds: ask once, when they are complete."""
-        facts, sound = read_facts(self.json(), self.hostname())
-        self._module.json_errors += not sound
-        if facts.cert_sha1 and self._module.dates_at:
+        """All facts seen so far; flows that nDPI says the same of share them. Costs microseconds."""
+        module = self._module
+        text, name = self.json(), self.hostname()
+        dates = (0, 0)
+        if module.dates_at and CERTIFICATE in text:
             # nDPI fails to write these: it takes its 32-bit times for 64-bit ones.
-            dates = _Dates.from_address(self.address + self._module.dates_at)
-            facts.cert_not_before, facts.cert_not_after = dates
+            dates = tuple(_Dates.from_address(self.address + module.dates_at))
+        key = text, name, dates
+        facts = module.known_facts.get(key)
+        if facts is None:
+            facts, sound = read_facts(*key)
+            module.json_errors += not sound
+            if len(module.known_facts) >= _KNOWN_FACTS:
+                module.known_facts.clear()
+            if len(text) <= _LONG_TEXT:
+                module.known_facts[key] = facts
         return facts
+
+    def http_answer(self) -> tuple[int, str] | None:
+        """Status code and content type of the latest HTTP response; None if this is no HTTP to nDPI."""
+        return read_http_answer(self.json())
 
     def close(self) -> None:
         """Free the state."""

@@ -6,6 +6,7 @@ import ctypes
 from ctypes import c_char_p, c_int, c_uint8, c_uint32, c_uint64, c_void_p
 from typing import Any, NoReturn
 
+from nedge.core.facts import Facts
 from nedge.dpi.abi import FORMAT_JSON, PROTOCOL_BITMASK_SIZE, SERIALIZER_SIZE, GiveUp, result_type
 from nedge.dpi.library import DpiError, Library
 
@@ -40,6 +41,8 @@ class Module:
         self._serializer = ctypes.create_string_buffer(SERIALIZER_SIZE)
         self._json_length = c_uint32()
         self.json_errors = 0
+        self.known_facts: dict[tuple[bytes, str, tuple[int, ...]], Facts] = {}
+        """What was read before: by nDPI's text, the host name, and the certificate's dates."""
         self.closed = False
         self.handle = self._start(library)
 
@@ -125,6 +128,7 @@ class Module:
         self.library.function("ndpi_term_serializer", None, c_void_p)(self._serializer)
         self.library.function("ndpi_exit_detection_module", None, c_void_p)(self.handle)
         self._spare.clear()
+        self.known_facts.clear()
 
 
 def refuse(*_arguments: object) -> NoReturn:

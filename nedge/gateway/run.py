@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -20,6 +21,8 @@ import structlog
 from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.marks import Marks
+from nedge.gateway.keeper import Keeper, forget_quarantine
+from nedge.gateway.rejecting import Rejector
 from nedge.gateway.signals import stop_signals
 from nedge.gateway.supervisor import Link, Supervisor
 from nedge.gateway.worker import Worker
@@ -28,6 +31,7 @@ from nedge.kernel import rules as rulesets
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
+from nedge.kernel.frames import FrameRules, Vlans, forget_frames
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
@@ -52,15 +56,23 @@ JudgingMaker = Callable[[Config], AbstractContextManager[Judging]]
 """Makes what judges in one worker, in that worker's process, and ends it."""
 
 
-def run(config: Config, make_judging: JudgingMaker, reread: Callable[[], Config] | None = None) -> int:
-    """Run the gateway until SIGTERM or SIGINT. Gives the exit status: 0 if all went well, or 1.
+@dataclass(frozen=True)
+class Parts:
+    """What the gateway is run with, beside its configuration."""
 
-    reread: reads the configuration again, and checks all of it, when SIGHUP comes; raises ValueError or the
-    like if it cannot be used: then the old one stays.
-    """
+    make_judging: JudgingMaker
+    exempt: Callable[[Config], list[str]] = lambda _: []
+    """The networks and addresses that are never put in quarantine."""
+    reread: Callable[[], Config] | None = None
+    """Reads the configuration again, and checks all of it, when SIGHUP comes; raises ValueError or the like
+    if it cannot be used: then the old one stays. None: there is nothing to read."""
+
+
+def run(config: Config, parts: Parts) -> int:
+    """Run the gateway until SIGTERM or SIGINT. Gives the exit status: 0 if all went well, or 1."""
     try:
         with ExitStack() as undo:
-            _run(config, make_judging, reread, undo)
+            _run(config, parts, undo)
     except KernelError as error:
         log.error("gateway_failed", reason=str(error))
         return 1
@@ -68,9 +80,7 @@ def run(config: Config, make_judging: JudgingMaker, reread: Callable[[], Config]
     return 0
 
 
-def _run(
-    config: Config, make_judging: JudgingMaker, reread: Callable[[], Config] | None, undo: ExitStack
-) -> None:
+def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     """Every step leaves in `undo` what takes it back; the last is taken back first."""
     gateway = config.gateway
     fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
@@ -97,7 +107,13 @@ def _run(
     if gateway.offload:
         marks = adopt_marks(gateway.mark_mask, state)
         put_back(partial(forget_marks, marks, state))
-    supervisor = Supervisor(count, partial(work, config, make_judging, marks, fail_open), signals)
+    supervisor = Supervisor(count, partial(work, config, parts.make_judging, marks, fail_open), signals)
+    keeper: Keeper | None = None
+
+    def tell_totals() -> None:
+        log.info("gateway_totals", **supervisor.totals(), **(keeper.figures() if keeper else {}))
+
+    undo.callback(tell_totals)  # the workers' last words count
     undo.callback(supervisor.stop)
     supervisor.start()
     lan, wan = tuple(gateway.lan), tuple(gateway.wan)
@@ -108,16 +124,25 @@ def _run(
         gateway.queue,
         bypass=fail_open,
         queues=count,
-        marks=marks,
         state=state,
     )
-    rules.install()  # in place of what a crash left, without a gap
-    put_back(rules.remove)
     bridge = Bridge(gateway.bridge, lan, wan, state)
+    frames = FrameRules(
+        gateway.bridge,
+        vlans=Vlans(tuple(dict.fromkeys(gateway.vlans)), gateway.vlan_mask) if gateway.vlans else None,
+        drop_arp=gateway.arp == "drop",
+        drop_others=gateway.other_frames == "drop",
+    )
+    keeper = Keeper(rules, frames, bridge, state)
+    put_back(keeper.release)
+    keeper.enforce(marks, exempt(config, parts))  # in place of what a crash left, without a gap
     bridge.open()
     put_back(bridge.close)
     state.inherited = False
     await_link(supervisor, bridge)
+    supervisor.on_cut = keeper.cut
+    keeper.watch(supervisor.watch)
+    supervisor.every(0.2, keeper.tick)
 
     log.info(
         "gateway_ready",
@@ -135,21 +160,26 @@ def _run(
         if signals.stop is not None:
             break
         signals.reload = False
-        renewed = renew(config, reread) if reread else None
+        renewed = renew(config, parts.reread) if parts.reread else None
         if renewed is None:
             continue
         config, marks = renewed, marks.next() if marks else None
         if marks:
             state.put(MARKS, {"generation": marks.generation})
-        supervisor.renew(partial(work, config, make_judging, marks, fail_open), config, marks)
+        supervisor.renew(partial(work, config, parts.make_judging, marks, fail_open), config, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
-        rules = replace(rules, marks=marks)
-        rules.install()
+        keeper.enforce(marks, exempt(config, parts))
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
         log.info("reloaded")
-    log.info("gateway_totals", **supervisor.totals())
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
+
+
+def exempt(config: Config, parts: Parts) -> list[str] | None:
+    """Whom quarantine never cuts; None: nobody is put in quarantine."""
+    if config.gateway.mode == "monitor" or not config.verdict.host_drop_score:
+        return None
+    return parts.exempt(config)
 
 
 def adopt_marks(mask: int, state: State) -> Marks:
@@ -176,7 +206,7 @@ def clear_marks(marks: Marks, *, but: int | None = None) -> None:
     finally:
         conntrack.close()
     if cleared:
-        log.info("marks_cleared", connections=cleared)
+        log.info("marks_cleared", connections=cleared, mask=hex(marks.mask))
 
 
 def renew(config: Config, reread: Callable[[], Config]) -> Config | None:
@@ -198,6 +228,7 @@ def work(
     """What a worker process does: judge what its queue brings, until it is told to stop."""
     gateway = config.gateway
     with stop_signals(signal.SIGTERM) as signals, make_judging(config) as judging:
+        ports = [socket.if_nametoindex(name) for name in (*gateway.lan, *gateway.wan)]
         worker = Worker(
             judging.engine,
             number=gateway.queue + number,
@@ -205,7 +236,10 @@ def work(
             mode=gateway.mode,
             fail_open=fail_open,
             marks=marks,
+            rejector=Rejector(judging.engine, ports, config.verdict.rejects_per_second),
+            vlan_mask=gateway.vlan_mask if gateway.vlans else 0,
         )
+        worker.orient(ports[: len(gateway.lan)])
         worker.watch(signals, worker.stop)
         worker.report_to(link, judging.renew)
         link.send({"ready": True})
@@ -228,7 +262,8 @@ def check(config: Config) -> None:
     """Probe the machine: warn of what is doubtful, raise KernelError for what makes it impossible."""
     gateway = config.gateway
     load_modules()
-    problems = probe(gateway.bridge, gateway.lan, gateway.wan, queue=gateway.queue)
+    mask = gateway.mark_mask if gateway.offload else 0
+    problems = probe(gateway.bridge, gateway.lan, gateway.wan, queue=gateway.queue, mark_mask=mask)
     for problem in problems:
         if not problem.fatal:
             log.warning("gateway_doubt", what=problem.text)
@@ -240,5 +275,7 @@ def clear_abandoned(but: str) -> None:
     for state in abandoned(but):
         log.warning("leftovers_removed", bridge=state.bridge)
         rulesets.sweep(state.bridge, state)
+        forget_quarantine(state)
+        forget_frames(state)
         bridges.undo(state)
         state.drop(MARKS)

@@ -4,7 +4,8 @@ One process per queue, forked from this one, each with its own engine. They talk
 object a message:
 
     worker -> supervisor    {"ready": true}, {"failed": "why"},
-                            {"beat": {counters}}, {"hosts": [[ip, vlan, score]]}
+                            {"beat": {counters}}, {"hosts": [[ip, vlan, score]]},
+                            {"cut": [[ip, seconds in quarantine]]}
     supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
                             {"renew": configuration, "generation": of marks}
 
@@ -22,6 +23,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NoReturn
 
 import orjson
@@ -35,10 +37,13 @@ from nedge.kernel.errors import KernelError
 READY_SECONDS = 15.0
 HUNG_SECONDS = 1.0
 """Without a heartbeat for so long a worker is replaced. Heartbeats come four times as often."""
-STOP_SECONDS = 5.0
+STOP_SECONDS = 30.0
+"""To end: each of its flows gets its last hook and its record."""
 _RESTART_PAUSES = (0.0, 0.0, 0.2, 0.5, 1.0)
 """Before the next start of a worker that keeps dying young."""
 _YOUNG_SECONDS = 5.0
+GAUGES = frozenset(("live_flows", "live_hosts", "queue_waiting", "lan_wan_swapped"))
+"""Of the figures in a heartbeat, those that say how things are; all others count."""
 _LARGEST_MESSAGE = 1 << 18
 HOSTS_PER_MESSAGE = 500
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -109,6 +114,13 @@ class _Child:
         """Counters, as of the latest heartbeat."""
 
 
+class _Timer:
+    def __init__(self, seconds: float, step: Callable[[], None]) -> None:
+        self.seconds = seconds
+        self.step = step
+        self.due = time.monotonic() + seconds
+
+
 class Supervisor:
     """Runs `count` workers; `work(number, link)` is what each does, in its own process."""
 
@@ -117,9 +129,14 @@ class Supervisor:
         self._signals = signals
         self._children = [_Child(number) for number in range(count)]
         self._selector = selectors.DefaultSelector()
-        self._selector.register(signals, selectors.EVENT_READ, None)
+        self.watch(signals, signals.consume)
+        self._timers: list[_Timer] = []
+        self.on_cut: Callable[[str, float], None] | None = None
+        """Told of hosts that a worker puts in quarantine, and for how many seconds."""
         self._stopping = False
         self.restarts = 0
+        self._past: Message = {}
+        """Counters of workers that are no more."""
         self._scores: dict[tuple[str, int], dict[int, int]] = {}
         """Host -> worker -> score there."""
 
@@ -138,6 +155,14 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise KernelError(f"the workers were not ready within {READY_SECONDS:.0f} s")
 
+    def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
+        """Call `ready` while serving whenever `fileobj` is readable."""
+        self._selector.register(fileobj, selectors.EVENT_READ, ready)
+
+    def every(self, seconds: float, step: Callable[[], None]) -> None:
+        """Call `step` while serving about every so many seconds."""
+        self._timers.append(_Timer(seconds, step))
+
     @property
     def stopping(self) -> bool:
         """A signal to stop has come."""
@@ -149,6 +174,11 @@ class Supervisor:
         while not self.stopping and not self._signals.reload and time.monotonic() < end:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
             self._replace(time.monotonic())
+            now = time.monotonic()
+            for timer in self._timers:
+                if timer.due <= now:
+                    timer.due = now + timer.seconds
+                    timer.step()
 
     def renew(self, work: Callable[[int, Link], int], config: Config, marks: Marks | None) -> None:
         """All workers judge by another configuration from now on; those that start later, too."""
@@ -184,10 +214,9 @@ class Supervisor:
 
     def totals(self) -> Message:
         """Counters of all workers together, as of their latest heartbeats."""
-        sums: Message = {}
+        sums = dict(self._past)
         for child in self._children:
-            for name, value in child.beat.items():
-                sums[name] = sums.get(name, 0) + value
+            _add(sums, child.beat)
         return sums | {"worker_restarts": self.restarts}
 
     # One worker
@@ -201,7 +230,7 @@ class Supervisor:
             self._become_worker(child.number, theirs)
         theirs.close()
         child.pid = pid
-        self._selector.register(ours, selectors.EVENT_READ, child)
+        self.watch(ours, partial(self._hear, child))
 
     def _become_worker(self, number: int, link: Link) -> NoReturn:
         """In the child: only what is the worker's stays open. Never returns into the supervisor's code."""
@@ -231,17 +260,14 @@ class Supervisor:
 
     def _listen(self, timeout: float) -> None:
         for key, _events in self._selector.select(timeout):
-            child: _Child | None = key.data
-            if child is None:
-                self._signals.consume()
-            else:
-                self._hear(child)
+            key.data()
         for child in self._children:
             if child.untold:
                 self._tell(child)
 
     def _hear(self, child: _Child) -> None:
-        assert child.link is not None
+        if child.link is None:  # buried meanwhile
+            return
         messages = child.link.receive()
         if messages is None:
             self._buried(child)
@@ -254,6 +280,9 @@ class Supervisor:
             child.failed = message.get("failed", child.failed)
             child.beat = message.get("beat", child.beat)
             self._share_scores(child.number, message.get("hosts", ()))
+            if self.on_cut is not None:
+                for ip, seconds in message.get("cut", ()):
+                    self.on_cut(ip, seconds)
             if "ready" in message:
                 self._tell_all(child)
 
@@ -274,6 +303,8 @@ class Supervisor:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child.pid, 0)
             child.pid = 0
+        _add(self._past, {name: value for name, value in child.beat.items() if name not in GAUGES})
+        child.beat = {}
         now = time.monotonic()
         young = now - child.started < _YOUNG_SECONDS
         child.deaths = child.deaths + 1 if young else 0
@@ -330,6 +361,11 @@ class Supervisor:
                 return
             for host, _score in part:
                 del child.untold[host]
+
+
+def _add(sums: Message, figures: Message) -> None:
+    for name, value in figures.items():
+        sums[name] = sums.get(name, 0) + value
 
 
 def die_with_parent() -> None:

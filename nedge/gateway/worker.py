@@ -11,7 +11,8 @@ import contextlib
 import math
 import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -19,8 +20,11 @@ import structlog
 from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
+from nedge.core.hosts import Host
 from nedge.core.marks import Marks
 from nedge.gateway.accounting import Accounting
+from nedge.gateway.orientation import Orientation
+from nedge.gateway.rejecting import Rejector
 from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
@@ -30,6 +34,9 @@ Mode = Literal["inline", "monitor"]
 
 TICK = 1.0
 """Seconds between two runs of the engine's timers."""
+SLICE, IDLE_SLICE = 16, 256
+"""Flows whose timers run while a packet waits, or between packets: thousands may end in one second, and
+neither packets nor heartbeats wait for all of them."""
 BEAT = 0.25
 
 log = structlog.get_logger()
@@ -48,14 +55,20 @@ class Worker:
         fail_open: bool,
         marks: Marks | None = None,
         gso: bool = False,
+        rejector: Rejector | None = None,
+        vlan_mask: int = 0,
     ) -> None:
         """Bind the queue. Raises KernelError if it is taken.
 
         marks: the kernel takes decided flows over, by these.
         gso: take large segmented packets whole. Only the first 2 KB of each come up, so that a name behind
         them is not seen: undecided flows had better come in packets as they are on the wire.
+        rejector: tells the ends of rejected packets; without, these are only dropped.
+        vlan_mask: the bits of a packet's mark that hold its VLAN; 0: all count as untagged.
         """
+        self._rejector = rejector
         self.engine = engine
+        engine.slice = SLICE
         self.mode = mode
         offset = time.time() - time.monotonic()
         self.clock: Callable[[], float] = lambda: offset + time.monotonic()
@@ -66,6 +79,13 @@ class Worker:
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
+        self._orientation: Orientation | None = None
+        self._length = length
+        self._queue_figures = {"queue_waiting": 0, "queue_full": 0, "queue_lost": 0, "queue_overloads": 0}
+        """Packets waiting; dropped since the queue was full, or our buffer was; heartbeats at which the queue
+        was full (fail-open, the kernel passes what comes then, and counts nothing)."""
+        self._to_cut: list[tuple[str, float]] = []
+        """Hosts, and for how many seconds."""
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
@@ -81,6 +101,8 @@ class Worker:
             on_error=self._engine_failed,
             mark_mask=marks.mask if marks else 0,
             gso=gso,
+            reject=rejector,
+            vlan_mask=vlan_mask,
         )
         self.watch(self.queue.fileno(), self.queue.drain)
         if marks:
@@ -118,17 +140,29 @@ class Worker:
         engine, packet, clock = self.engine, self.engine.packet, self.clock
         if self._marks is None:
             if self.mode == "monitor":
-                return lambda data, mac: packet(data, clock(), 0, mac) and 0
-            return lambda data, mac: packet(data, clock(), 0, mac)
+                return lambda data, mac, vlan: packet(data, clock(), vlan, mac) and 0
+            return lambda data, mac, vlan: packet(data, clock(), vlan, mac)
 
         values = self._values
         monitor = self.mode == "monitor"
 
-        def judge(data: bytes, mac: bytes) -> int:
-            action = packet(data, clock(), 0, mac)
+        def judge(data: bytes, mac: bytes, vlan: int) -> int:
+            action = packet(data, clock(), vlan, mac)
             return values[engine.share] or (0 if monitor else action)
 
         return judge
+
+    def orient(self, lan_ports: Iterable[int]) -> None:
+        """Find out from the traffic whether LAN and WAN are swapped. lan_ports: interface indexes."""
+        orientation = Orientation(lan_ports, lambda ip: self.engine.hosts.directory.is_local(ip))
+
+        def observe(data: bytes, in_port: int) -> None:
+            orientation.see(data, in_port)
+            if orientation.done:
+                self.queue.observer = None
+
+        self._orientation = orientation
+        self.queue.observer = observe
 
     def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
         """Call `ready` from the loop whenever `fileobj` is readable."""
@@ -141,27 +175,46 @@ class Worker:
         """
         self._link = link
         self._renew = renew
+        self.engine.verdicts.cut = self._cut
         self.watch(link, self._hear)
         self.every(BEAT, self._beat)
 
+    def _cut(self, host: Host, seconds: float) -> None:
+        assert self._link is not None
+        self._to_cut.append((host.ip, seconds))
+        self._tell_cuts()
+
+    def _tell_cuts(self) -> None:
+        """Have the supervisor cut hosts off in the kernel; if it does not hear now, with the next beat."""
+        assert self._link is not None
+        while self._to_cut and self._link.send({"cut": self._to_cut[:HOSTS_PER_MESSAGE]}):
+            del self._to_cut[:HOSTS_PER_MESSAGE]
+
     def _beat(self) -> None:
         assert self._link is not None
-        stats = self.queue.stats()
-        beat = self.engine.figures() | {"engine_errors": self.errors}
-        if stats:
-            beat |= {
-                "queue_waiting": stats.waiting,
-                "queue_full": stats.dropped_full,
-                "queue_lost": stats.dropped_user,
-            }
+        self._tell_cuts()
+        self._look_at_queue()
+        beat = self.engine.figures() | self._queue_figures | {"engine_errors": self.errors}
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
+        if self._rejector:
+            beat |= self._rejector.figures()
+        if self._orientation:
+            beat["lan_wan_swapped"] = int(self._orientation.swapped)
         self._link.send({"beat": beat})
         changed = self.engine.hosts.changed_scores()
         for start in range(0, len(changed), HOSTS_PER_MESSAGE):
             part = changed[start : start + HOSTS_PER_MESSAGE]
             if not self._link.send({"hosts": part}):
                 self.engine.hosts.tell_again(part)
+
+    def _look_at_queue(self) -> None:
+        if stats := self.queue.stats():
+            figures = self._queue_figures
+            figures["queue_waiting"] = stats.waiting
+            figures["queue_full"] = stats.dropped_full
+            figures["queue_lost"] = stats.dropped_user
+            figures["queue_overloads"] += stats.waiting >= self._length
 
     def _hear(self) -> None:
         assert self._link is not None
@@ -207,8 +260,11 @@ class Worker:
         end = time.monotonic() + seconds
         while not self._stopping and (now := time.monotonic()) < end:
             due = min(timer.due for timer in self._timers)
-            for key, _events in self._selector.select(max(0.0, min(due, end) - now)):
+            patience = 0.0 if self.engine.late else max(0.0, min(due, end) - now)
+            for key, _events in self._selector.select(patience):
                 key.data()
+            if self.engine.late:
+                self._guarded(partial(self.engine.advance, at_most=IDLE_SLICE))
             now = time.monotonic()
             for timer in self._timers:
                 if timer.due <= now:
@@ -218,12 +274,19 @@ class Worker:
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""
         self._selector.close()
+        if self._link is not None:
+            self._look_at_queue()
         self.queue.close()
+        self._queue_figures["queue_waiting"] = 0
         if self._accounting:
             self._accounting.finish()
         self._guarded(self.engine.finish)
+        if self._link is not None:
+            self._beat()
         if self._conntrack:
             self._conntrack.close()
+        if self._rejector:
+            self._rejector.close()
 
     def _guarded(self, step: Callable[[float], object]) -> None:
         try:

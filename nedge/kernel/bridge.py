@@ -74,6 +74,48 @@ class Bridge:
         """Put everything back as it was found."""
         undo(self._state)
 
+    def check(self) -> list[str]:
+        """Put back what others changed, and say what that was. Raises KernelError if something resists.
+
+        A port that is gone is waited for; when it comes back (plugged in again) it is taken again.
+        """
+        try:
+            with IPRoute() as route:
+                return self._restore(route)
+        except (NetlinkError, OSError) as error:
+            raise KernelError(f"bridge {self.name} could not be put back into order: {error}") from error
+
+    def _restore(self, route: Any) -> list[str]:
+        found = self._state.get(SECTION)
+        assert found is not None, "the bridge is not open"
+        links = read_links(route)
+        bridge = links.get(self.name)
+        restored = []
+        if bridge is None or bridge.index != found["index"]:
+            if not found["made"] or bridge is not None:
+                raise KernelError(f"bridge {self.name} is not the one that was adopted: start nedge again")
+            restored.append(f"bridge {self.name}")
+            self._state.put(SECTION, found | {"index": 0})
+            found = self._state.get(SECTION) or found
+            self._apply(route, found, missing_ok=True)
+            return restored
+        if any(bridge.options.get(option) != 1 for option in _FILTERED):
+            restored.append(f"iptables on {self.name}")
+        sysctls = {path: _SYSCTLS.get(path, "1") for path in found["sysctls"]}
+        restored += [path for path, value in sysctls.items() if read_sysctl(path) not in (None, value)]
+        for name in self.ports:
+            port = links.get(name)
+            if port is None:
+                continue
+            if port.index != found["ports"][name]["index"]:  # made anew
+                found["ports"][name] = {"index": port.index, "up": port.up, "taken": not port.master}
+                self._state.put(SECTION, found)
+            if port.master != bridge.index:
+                restored.append(f"port {name}")
+        if restored:
+            self._apply(route, found, missing_ok=True)
+        return restored
+
     def ports_without_link(self) -> list[str]:
         """Ports that do not forward yet: no cable, or the link is still coming up (seconds, often)."""
         with IPRoute() as route:
@@ -115,7 +157,7 @@ class Bridge:
                 return str(other["sysctls"][path])
         return read_sysctl(path)
 
-    def _apply(self, route: Any, found: Section) -> None:
+    def _apply(self, route: Any, found: Section, *, missing_ok: bool = False) -> None:
         self.made = found["made"]
         if self.made and not found["index"]:
             route.link("add", ifname=self.name, kind="bridge", **_NEW_BRIDGE)
@@ -128,10 +170,11 @@ class Bridge:
         for path in found["sysctls"]:
             write_sysctl(path, _SYSCTLS.get(path, "1"))
         links = read_links(route)
-        for name in self.ports:
+        ports = [name for name in self.ports if name in links or not missing_ok]
+        for name in ports:
             if links[name].master != found["index"]:
                 route.link("set", index=links[name].index, master=found["index"])
-        for name in (self.name, *self.ports):
+        for name in (self.name, *ports):
             if not links[name].up:
                 route.link("set", index=links[name].index, state="up")
 

@@ -38,7 +38,7 @@ _GROUP_DESTROY = 3
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _NESTED = 0x8000
 
-_TUPLE_ORIG, _MARK, _COUNTERS_ORIG, _COUNTERS_REPLY, _MARK_MASK = 1, 8, 9, 10, 21
+_TUPLE_ORIG, _MARK, _COUNTERS_ORIG, _COUNTERS_REPLY, _ZONE, _MARK_MASK = 1, 8, 9, 10, 18, 21
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _V4_SOURCE, _V4_TARGET, _V6_SOURCE, _V6_TARGET = 1, 2, 3, 4
 _PROTO_NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3
@@ -55,7 +55,7 @@ class Connection(NamedTuple):
     """What the kernel counted of a connection. Counters are 0 where accounting is off."""
 
     key: bytes
-    """The flow key of its original direction, in VLAN 0."""
+    """The flow key of its original direction. A zone is a VLAN (see `nedge.kernel.frames`)."""
     mark: int
     packets: int
     """In the original direction."""
@@ -215,6 +215,8 @@ def _u32(kind: int, value: int) -> bytes:
 
 def _set_mark(key: bytes, value: int, mask: int, flags: int) -> bytes:
     attributes = _tuple(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
+    if key[0] or key[1]:
+        attributes += _attr(_ZONE, key[:2])
     return _message(_NEW, flags, _family(key), attributes)
 
 
@@ -250,7 +252,7 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
             continue
         stop = at + length
         cursor = at + 20
-        key = b""
+        key = zone = b""
         mark = packets = size = packets_back = size_back = 0
         while cursor + 4 <= stop:
             width, name = attribute(data, cursor)
@@ -263,10 +265,14 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
                 packets_back, size_back = _parse_counters(data, cursor + 4, cursor + width)
             elif name == _MARK:
                 (mark,) = _be32.unpack_from(data, cursor + 4)
+            elif name == _ZONE:
+                zone = data[cursor + 4 : cursor + 6]
             cursor += width + 3 & ~3
             if width < 4:
                 break
         if key:
+            if zone:
+                key = zone + key[2:]
             yield kind, Connection(key, mark, packets, size, packets_back, size_back, gone)
         at += length + 3 & ~3
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,10 @@ from nedge.kernel.bridge import check_ports
 from nedge.kernel.errors import KernelError
 from nedge.kernel.links import Link, links, read_sysctl, write_sysctl
 from nedge.kernel.queue import PROC_STATS
-from nedge.kernel.rules import FAMILIES, RESTORE, SAVE, RuleSet, save
+from nedge.kernel.rules import CHAIN_PREFIX, FAMILIES, RESTORE, SAVE, RuleSet, save
 
+_SET_MARK = re.compile(r" --set-x?mark (0x[0-9a-f]+)/(0x[0-9a-f]+)")
+_COPY_MARK = re.compile(r" --(save|restore)-mark --nfmask (0x[0-9a-f]+) --ctmask (0x[0-9a-f]+)")
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
 _CALLS = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 
@@ -30,8 +33,13 @@ class Problem:
     """Whether the gateway cannot run with it."""
 
 
-def probe(bridge: str, lan: Sequence[str], wan: Sequence[str], *, queue: int = 0) -> list[Problem]:
-    """All that keeps the gateway from running here (fatal), or its operator should know."""
+def probe(
+    bridge: str, lan: Sequence[str], wan: Sequence[str], *, queue: int = 0, mark_mask: int = 0
+) -> list[Problem]:
+    """All that keeps the gateway from running here (fatal), or its operator should know.
+
+    mark_mask: the bits of marks that are to be ours.
+    """
     if problem := missing_capabilities():
         return [problem]  # without them nothing else can be looked at
     problems = [*missing_tools(), *missing_modules()]
@@ -45,7 +53,12 @@ def probe(bridge: str, lan: Sequence[str], wan: Sequence[str], *, queue: int = 0
         return [*problems, Problem(str(error))]
     if problems:
         return problems
-    return [*refused_rules(rules), *doubtful_links(found, bridge, lan, wan), *other_filters()]
+    return [
+        *refused_rules(rules),
+        *foreign_marks(mark_mask),
+        *doubtful_links(found, bridge, lan, wan),
+        *other_filters(),
+    ]
 
 
 def require(problems: Iterable[Problem]) -> None:
@@ -157,6 +170,38 @@ def other_filters() -> list[Problem]:
         for family in FAMILIES
         if forward_policy(save(family)) == "DROP"
     ]
+
+
+def foreign_marks(mask: int) -> list[Problem]:
+    """Rules of others that would set, clear or copy the bits of marks that are to be ours."""
+    return [
+        Problem(
+            f"a rule of the {family} firewall changes the mark bits {mask:#x} that nedge is to use ({line}): "
+            "set gateway.mark_mask to bits that nothing else uses, or have that rule leave these alone"
+        )
+        for family in FAMILIES
+        for line in save(family)
+        if touched_bits(line) & mask
+    ]
+
+
+def touched_bits(rule: str) -> int:
+    """The bits that a rule of iptables-save may change in marks of connections, or set in marks of packets.
+
+    (That others clear bits of a packet's mark does no harm.) 0 for our own rules.
+    """
+    if not rule.startswith("-A ") or rule.startswith(f"-A {CHAIN_PREFIX}"):
+        return 0
+    connection = " -j CONNMARK " in rule
+    if not connection and " -j MARK " not in rule:
+        return 0
+    if found := _SET_MARK.search(rule):
+        value, mask = (int(text, 0) for text in found.groups())
+        return value | mask if connection else value
+    if found := _COPY_MARK.search(rule):
+        packet, of_connection = int(found[2], 0), int(found[3], 0)
+        return of_connection if found[1] == "save" else packet
+    return 0
 
 
 def forward_policy(saved: list[str]) -> str:

@@ -105,11 +105,9 @@ class Quarantine:
                 for side in self._sides.values():
                     _destroy(kernel, side.cut, side.allowed)
 
-    def rules(self, family: Family) -> list[str]:
+    def rules(self) -> dict[Family, list[str]]:
         """Rules for the chain, to stand before those that let packets of decided flows pass."""
-        side = self._sides[family]
-        unless = " ".join(f"-m set ! --match-set {side.allowed} {end}" for end in ("src", "dst"))
-        return [f"-m set --match-set {side.cut} {end} {unless} -j DROP" for end in ("src", "dst")]
+        return {family: _rules(side) for family, side in self._sides.items()}
 
     def add(self, address: str, seconds: float) -> bool:
         """Cut a host for so many seconds from now on. False if the kernel refused (the set is full, say)."""
@@ -238,6 +236,11 @@ def sweep(bridge: str) -> bool:
     """Remove what a crashed gateway left, whose rules are gone. Says if there was anything."""
     with _errors("removed"), IPSet() as kernel:
         return _destroy(kernel, *(name for family in FAMILIES for name in set_names(bridge, family)))
+
+
+def _rules(side: _Side) -> list[str]:
+    unless = " ".join(f"-m set ! --match-set {side.allowed} {end}" for end in ("src", "dst"))
+    return [f"-m set --match-set {side.cut} {end} {unless} -j DROP" for end in ("src", "dst")]
 
 
 def _make(kernel: Any, side: _Side) -> None:

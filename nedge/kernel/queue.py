@@ -25,10 +25,14 @@ from netfilterqueue import NetfilterQueue, Packet
 
 from nedge.kernel.errors import KernelError
 
-Judge = Callable[[bytes, bytes], int]
-"""(packet from its IP header on, source MAC or b"") -> 0 to accept; above MAX_ACTION: a mark to set on the
-packet, which then meets the rules again; anything else to drop."""
+Judge = Callable[[bytes, bytes, int], int]
+"""(packet from its IP header on, source MAC or b"", VLAN or 0) -> 0 to accept; above MAX_ACTION: a mark to
+set on the packet, which then meets the rules again; REJECT to drop and tell its ends; else to drop."""
 
+Reject = Callable[[bytes, bytes, int, int, int], None]
+"""(packet, source MAC, VLAN, index of the port it came by, of that it would leave by): tells its ends."""
+
+REJECT = 2
 MAX_ACTION = 3
 
 COPY_RANGE = 2048
@@ -97,6 +101,8 @@ class PacketQueue:
         on_error: Callable[[BaseException], None],
         mark_mask: int = 0,
         gso: bool = False,
+        reject: Reject | None = None,
+        vlan_mask: int = 0,
     ) -> None:
         """Bind. Raises KernelError if another process listens to this queue.
 
@@ -104,7 +110,13 @@ class PacketQueue:
         on_error: told of each exception out of the judge, after the packet got its verdict.
         mark_mask: the bits of a packet's mark that the judge's marks replace.
         gso: take large segmented packets whole; without, the kernel cuts each to MTU size first.
+        reject: called for packets that the judge rejects; without, they are just dropped.
+        vlan_mask: the bits of a packet's mark that hold its VLAN; 0: all count as untagged.
         """
+        self._vlan_mask = vlan_mask
+        self._reject = reject
+        self.observer: Callable[[bytes, int], None] | None = None
+        """Shown every packet, and the index of the port it came by, while there is one."""
         self.number = number
         self._judge = judge
         self._fail_open = fail_open
@@ -178,20 +190,32 @@ class PacketQueue:
     def _callback(self) -> Callable[[Packet], None]:
         """The hot path. Packets stay in order: a verdict that differs sends the ones before it first."""
         judge, on_failure, on_error = self._judge, _ACCEPT if self._fail_open else _DROP, self._on_error
-        other_bits = self._other_bits
+        other_bits, reject = self._other_bits, self._reject
+        vlan_mask = self._vlan_mask
+        shift = (vlan_mask & -vlan_mask).bit_length() - 1 if vlan_mask else 0
 
         def handle(packet: Packet) -> None:
             error: BaseException | None = None
-            mark = 0
+            mark = answer = vlan = 0
+            mac = b""
             try:
                 source = packet.get_hw()
-                answer = judge(packet.get_payload(), source[:6] if source else b"")
+                mac = source[:6] if source else b""
+                vlan = (packet.get_mark() & vlan_mask) >> shift if vlan_mask else 0
+                answer = judge(packet.get_payload(), mac, vlan)
+                if self.observer is not None:
+                    self.observer(packet.get_payload(), packet.physindev)
                 if answer > MAX_ACTION:
                     verdict, mark = _REPEAT, packet.get_mark() & other_bits | answer
                 else:
                     verdict = _DROP if answer else _ACCEPT
             except BaseException as caught:
                 verdict, error = on_failure, caught
+            if answer == REJECT and reject is not None:
+                try:
+                    reject(packet.get_payload(), mac, vlan, packet.physindev, packet.physoutdev)
+                except Exception as caught:  # dropped it is, all the same
+                    error = caught
             if verdict != self._verdict or mark != self._mark:
                 self.flush()
                 self._verdict, self._mark = verdict, mark

@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nedge.core.flow import Share
@@ -59,6 +59,8 @@ class RuleSet:
     """So many queues, from `queue` on; a pair of hosts keeps to one."""
     marks: Marks | None = None
     """The marks by which the kernel knows what was decided; None: every packet goes to the queue."""
+    cuts: Mapping[Family, Sequence[str]] = field(default_factory=dict)
+    """Rules that cut hosts in quarantine off; they come before all that lets packets pass."""
     state: State | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class RuleSet:
                 f"-p ipv6-icmp -m icmp6 --icmpv6-type {kind} -m hl --hl-eq 255 -j RETURN"
                 for kind in _NEIGHBOUR_DISCOVERY
             ]
+        rules += self.cuts.get(family, ())
         if self.marks:
             rules += _mark_rules(self.marks, family)
         last = self.queue + self.queues - 1
@@ -140,10 +143,10 @@ class RuleSet:
         """To what there was before `install()`: nothing, or the rules of a gateway that crashed."""
         before = jumps(saved, self.chain)
         if not before:
-            _remove(family, self.chain)
+            remove_chain(family, self.chain)
             return
         now = jumps(save(family), self.chain)
-        rules = [line for line in _table(saved) if line.startswith(f"-A {self.chain} ")]
+        rules = [line for line in table_lines(saved) if line.startswith(f"-A {self.chain} ")]
         lines = [f"*{TABLE}", *map(_delete, now), f":{self.chain} - [0:0]", *rules]
         lines += [before[0].replace("-A FORWARD ", "-I FORWARD 1 ", 1), "COMMIT", ""]
         restore(family, "\n".join(lines))
@@ -185,7 +188,7 @@ NO_PAYLOAD: dict[Family, str] = {
 
 def sweep(bridge: str, state: State | None = None) -> bool:
     """Remove the rules of the gateway on this bridge, also of one that crashed. Says if there were any."""
-    found = [_remove(family, chain_name(bridge)) for family in FAMILIES]
+    found = [remove_chain(family, chain_name(bridge)) for family in FAMILIES]
     if state:
         for family in (state.get(SECTION) or {}).get("tables_made", ()):
             nft.remove_if_empty(family, TABLE)
@@ -201,10 +204,10 @@ def check_name(name: str) -> None:
         )
 
 
-def jumps(saved: list[str], chain: str) -> list[str]:
+def jumps(saved: list[str], chain: str, table: str = TABLE) -> list[str]:
     """The rules (`-A …`) of the table that jump to the chain from elsewhere."""
     end = f" -j {chain}"
-    return [line for line in _table(saved) if line.startswith("-A ") and line.endswith(end)]
+    return [line for line in table_lines(saved, table) if line.startswith("-A ") and line.endswith(end)]
 
 
 def save(family: Family) -> list[str]:
@@ -217,13 +220,14 @@ def restore(family: Family, text: str) -> None:
     _run([RESTORE[family], "--noflush", "--wait=5"], text)
 
 
-def _remove(family: Family, chain: str) -> bool:
+def remove_chain(family: Family, chain: str, table: str = TABLE) -> bool:
+    """Remove a chain and what jumps to it. Says if there was anything."""
     saved = save(family)
-    lines = [_delete(jump) for jump in jumps(saved, chain)]
-    if any(line.startswith(f":{chain} ") for line in _table(saved)):
+    lines = [_delete(jump) for jump in jumps(saved, chain, table)]
+    if any(line.startswith(f":{chain} ") for line in table_lines(saved, table)):
         lines += [f"-F {chain}", f"-X {chain}"]
     if lines:
-        restore(family, "\n".join([f"*{TABLE}", *lines, "COMMIT", ""]))
+        restore(family, "\n".join([f"*{table}", *lines, "COMMIT", ""]))
     return bool(lines)
 
 
@@ -231,9 +235,10 @@ def _delete(rule: str) -> str:
     return rule.replace("-A ", "-D ", 1)
 
 
-def _table(saved: list[str]) -> list[str]:
+def table_lines(saved: list[str], table: str = TABLE) -> list[str]:
+    """One table in the output of iptables-save."""
     with contextlib.suppress(ValueError):
-        start = saved.index(f"*{TABLE}")
+        start = saved.index(f"*{table}")
         return saved[start : saved.index("COMMIT", start)]
     return []
 
@@ -247,7 +252,7 @@ def _run(command: list[str], text: str) -> str:
         raise KernelError(f"{command[0]} did not finish in 30 s: does another hold its lock?") from error
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise KernelError(f"{command[0]} refused the rules of table {TABLE}: {said}{_named_line(said, text)}")
+        raise KernelError(f"{command[0]} refused the rules: {said}{_named_line(said, text)}")
     return done.stdout
 
 

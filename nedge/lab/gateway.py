@@ -14,7 +14,7 @@ from nedge.lab.host import LabError
 from nedge.lab.topology import LAN_PORT, WAN_PORT, Lab
 
 START_DEADLINE = 15.0
-STOP_GRACE = 15.0
+STOP_GRACE = 45.0
 READY = "gateway_ready"
 
 PORTS = f"""\
@@ -74,6 +74,11 @@ class Gateway:
     def log(self) -> str:
         """What nedge has logged so far."""
         return (self.directory / "log").read_text()
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log's lines about an event, such as `gateway_totals`."""
+        lines = (json.loads(line) for line in self.log.splitlines() if line.startswith("{"))
+        return [line for line in lines if line["event"] == event]
 
     def stop(self) -> int | None:
         """End nedge by SIGTERM, upon which it writes the events of the flows still there."""

@@ -31,7 +31,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 import structlog
 from nedge.config import Config, Gateway
-from nedge.gateway.run import run
+from nedge.gateway.run import Parts, run
 
 structlog.configure(
     processors=[structlog.processors.JSONRenderer()], logger_factory=structlog.PrintLoggerFactory(sys.stderr)
@@ -43,6 +43,8 @@ class Hosts:
         return []
 
 class Engine:
+    verdicts = SimpleNamespace()
+    late = False
     seen, captured, length, macs, ticks = 0, 0, 0, set(), 0
     hosts = Hosts()
 
@@ -57,7 +59,7 @@ class Engine:
         self.macs.add(mac.hex(":"))
         if b"raise" in data:
             raise SystemExit("from the engine")
-        return 2 if options["word"].encode() in data else 0
+        return 1 if options["word"].encode() in data else 0
 
     def advance(self, now):
         self.ticks += 1
@@ -71,7 +73,7 @@ config = Config(gateway=Gateway(offload=False, **options["gateway"]))
 engine = Engine()
 if options.get("unprivileged"):
     os.setuid(65534)
-sys.exit(run(config, lambda config: nullcontext(SimpleNamespace(engine=engine, renew=None))))
+sys.exit(run(config, Parts(lambda config: nullcontext(SimpleNamespace(engine=engine, renew=None)))))
 """
 
 # Answers every datagram on port 7, IPv4 and IPv6, and swallows a TCP stream on port 9: then says its length.

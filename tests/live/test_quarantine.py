@@ -30,12 +30,6 @@ from nedge.kernel.quarantine import Quarantine, sweep
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State
 
-class Rules(RuleSet):
-    def rules(self, family):
-        own = super().rules(family)
-        at = next(number for number, rule in enumerate(own) if "NFQUEUE" in rule)
-        return own[:at] + quarantine.rules(family) + own[at:]
-
 def close():
     rules.remove()
     quarantine.close()
@@ -58,7 +52,7 @@ state = State("br0")
 state.lock()
 quarantine = Quarantine("br0")
 quarantine.open()
-rules = Rules("br0", ("lan0",), ("wan0",), 7, bypass=True, state=state)
+rules = RuleSet("br0", ("lan0",), ("wan0",), 7, bypass=True, cuts=quarantine.rules(), state=state)
 rules.install()
 bridge = Bridge("br0", ["lan0"], ["wan0"], state)
 bridge.open()

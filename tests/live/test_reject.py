@@ -45,7 +45,7 @@ class Queue(PacketQueue):
             handle(packet)
         return note
 
-def judge(data, mac):
+def judge(data, mac, vlan):
     global spent, count, largest
     packet = decode(data)
     if not isinstance(packet, Packet):

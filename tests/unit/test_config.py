@@ -149,7 +149,9 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         ("[verdict]\nquarantine_seconds = 0", ["verdict.quarantine_seconds", "0", "greater than 0"]),
         ("[verdict]\nblock_statuses = ['status_x']", ["verdict.block_statuses", "'status_x'", "blacklisted"]),
         ("[verdict]\nblock_statuses = ['status_normal']", ["verdict.block_statuses", "'status_normal'"]),
-        ("[failures]\nmalformed = 'reject'", ["failures.malformed", "'reject'", "'pass' or 'drop'"]),
+        ("[failures]\nmalformed = 'open'", ["failures.malformed", "'open'", "'pass', 'drop' or 'reject'"]),
+        ("[verdict]\naction = 'pass'", ["verdict.action", "'pass'", "'drop' or 'reject'"]),
+        ("[verdict]\nrejects_per_second = 0", ["verdict.rejects_per_second", "0", "1"]),
         ("[limits]\nmax_flows = 0", ["limits.max_flows", "0", "1"]),
         ("[limits]\ndetection_packets = 33", ["limits.detection_packets", "33", "32"]),
         ("[limits]\nidle_seconds = nan", ["limits.idle_seconds", "nan"]),
@@ -245,14 +247,24 @@ def test_policy(write) -> None:  # type: ignore[no-untyped-def]
         block_statuses = ["status_blacklisted", "status_user_05"]
         [failures]
         unclassified = "drop"
-        dpi_error = "drop"
+        dpi_error = "reject"
         """)
     )
     policy = make_policy(config)
     assert (policy.drop_score, policy.host_drop_score) == (7, 8)
     assert policy.block_statuses == 1 << 1 | 1 << 63
-    assert set(policy.failures) == {Failure.UNCLASSIFIED, Failure.DPI_ERROR}
-    assert make_policy(Config()).failures == ()
+    harmless = dict.fromkeys(Failure, Action.PASS)
+    assert policy.failures == harmless | {
+        Failure.UNCLASSIFIED: Action.DROP,
+        Failure.DPI_ERROR: Action.REJECT,
+    }
+    assert make_policy(Config()).failures == harmless
+
+
+@pytest.mark.parametrize("action", [Action.DROP, Action.REJECT])
+def test_what_blocking_means(write, action: Action) -> None:  # type: ignore[no-untyped-def]
+    assert make_policy(load(write(f'verdict.action = "{action.label}"'))).block_action is action
+    assert make_policy(Config()).block_action is Action.DROP
 
 
 @pytest.mark.parametrize("failure", ["table_full", "malformed", "fragment"])

@@ -176,6 +176,10 @@ class StubFlow:
         assert not self.closed, "asked after close"
         return Facts()
 
+    def http_answer(self) -> tuple[int, str] | None:
+        assert not self.closed, "asked after close"
+        return None
+
     def close(self) -> None:
         self.closed += 1
         self.owner.alive -= 1

@@ -560,14 +560,14 @@ def test_wire_length_reaches_decoding() -> None:
     ],
 )
 def test_midstream_policy(first: bytes, midstream: bool) -> None:
-    rig = Rig(policy=Policy(failures=(Failure.MIDSTREAM,)))
+    rig = Rig(policy=Policy(failures={Failure.MIDSTREAM: DROP}))
     assert rig.feed(first) is (DROP if midstream else PASS)
     assert rig.engine.counters.midstream == midstream
     assert Rig().feed(first) is PASS
 
 
 def test_unclassified_policy() -> None:
-    policy = Policy(failures=(Failure.UNCLASSIFIED,))
+    policy = Policy(failures={Failure.UNCLASSIFIED: DROP})
     rig = Rig(policy=policy)
     actions = [rig.feed(ip4(17, udp(UNNAMED, dport=9))) for _ in range(13)]
     assert actions == [PASS] * 11 + [DROP] * 2
@@ -577,7 +577,7 @@ def test_unclassified_policy() -> None:
 
 
 def test_unclassified_after_silence_then_classified() -> None:
-    rig = Rig(policy=Policy(failures=(Failure.UNCLASSIFIED,)))
+    rig = Rig(policy=Policy(failures={Failure.UNCLASSIFIED: DROP}))
     open_tcp(rig)
     rig.engine.advance(T0 + 6)
     assert rig.feed(s2c(), 6) is DROP
@@ -589,7 +589,9 @@ def test_unclassified_after_silence_then_classified() -> None:
 
 @pytest.mark.parametrize("policy", [(), (Failure.DPI_ERROR,)])
 def test_inspection_that_raises(policy: Sequence[Failure]) -> None:
-    rig = Rig(classifier=StubClassifier(failing=["feed"]), policy=Policy(failures=tuple(policy)))
+    rig = Rig(
+        classifier=StubClassifier(failing=["feed"]), policy=Policy(failures=dict.fromkeys(policy, DROP))
+    )
     action = DROP if policy else PASS
     assert rig.feed(c2s(UNNAMED)) is action
     assert rig.feed(c2s(UNNAMED)) is action
@@ -619,7 +621,7 @@ def test_script_error(policy: Sequence[Failure]) -> None:
 
     rig = Rig(
         scripts=StubScripts(Hook.PROTOCOL_DETECTED, Hook.FLOW_END, script=script),
-        policy=Policy(failures=tuple(policy)),
+        policy=Policy(failures=dict.fromkeys(policy, DROP)),
     )
     assert rig.feed(ask("a.example")) is (DROP if policy else PASS)
     assert (rig.engine.counters.script_errors, the_flow(rig).failures) == (2, (Failure.SCRIPT_ERROR,))
@@ -913,12 +915,32 @@ def test_quarantine_outlasts_the_flows_and_ends() -> None:
     assert len(rig.engine.hosts) == 0
 
 
-def test_quarantine_begins_anew_while_the_score_stays() -> None:
+def test_quarantine_is_served_once_for_an_offence() -> None:
     rig = quarantine_rig()
-    for at in range(0, 250, 20):
-        rig.feed(ask("bad.example", sport=1), at)
-        rig.feed(ask("bad.example", sport=2), at)
-    assert rig.engine.counters.quarantines == 3
+    for at in range(0, 101, 20):  # the two flows live on, and with them what they added
+        for sport in (1, 2):
+            rig.feed(ask("bad.example", sport=sport), at)
+    assert [flow.verdict.action for flow in flows(rig)] == [PASS, PASS]
+    host = flows(rig)[0].client
+    assert (host.score, rig.engine.counters.quarantines) == (0, 1)
+    assert rig.feed(ask("bad.example", sport=3), 110) is PASS
+    assert rig.feed(ask("bad.example", sport=4), 111) is DROP
+    assert (host.score, rig.engine.counters.quarantines) == (120, 2)
+    rig.engine.finish(T0 + 112)
+    assert host.score == 0
+
+
+def test_what_another_worker_saw_is_forgiven_too() -> None:
+    rig = quarantine_rig(100)
+    rig.feed(ask("good.example"))
+    rig.engine.set_score_elsewhere(CLIENT, 0, 100)
+    assert rig.feed(c2s(sport=7), 1) is DROP
+    rig.engine.advance(T0 + 50)
+    assert rig.feed(c2s(sport=7), 99) is DROP
+    assert rig.feed(c2s(sport=7), 100.5) is PASS
+    rig.engine.set_score_elsewhere(CLIENT, 0, 0)  # the other one forgave as well, and says so
+    rig.engine.set_score_elsewhere(CLIENT, 0, 100)
+    assert rig.feed(c2s(sport=7), 101) is DROP
 
 
 def test_quarantine_ends_when_it_ends() -> None:

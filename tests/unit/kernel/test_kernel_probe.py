@@ -10,7 +10,7 @@ from nedge.kernel import bridge, probe
 from nedge.kernel.bridge import check_ports
 from nedge.kernel.errors import KernelError
 from nedge.kernel.links import Link
-from nedge.kernel.probe import Problem, doubtful_links, missing_capabilities, require
+from nedge.kernel.probe import Problem, doubtful_links, missing_capabilities, require, touched_bits
 
 
 def link(name: str, index: int, *, master: int = 0, kind: str = "", mtu: int = 1500) -> Link:
@@ -101,3 +101,23 @@ def test_missing_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [problem] = probe.missing_tools()
     assert problem.text.endswith("not found: install iptables")
     assert "ip6tables-restore" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("rule", "bits"),
+    [
+        ("-A PREROUTING -j MARK --set-xmark 0x10/0xffffffff", 0x10),
+        ("-A PREROUTING -i eth0 -j MARK --set-xmark 0x80000000/0xf0000000", 0x80000000),
+        ("-A PREROUTING -j MARK --set-xmark 0x0/0xf0000000", 0),
+        ("-A PREROUTING -j CONNMARK --set-xmark 0x1/0xffffffff", 0xFFFFFFFF),
+        ("-A PREROUTING -j CONNMARK --set-xmark 0x1/0xf", 0xF),
+        ("-A FORWARD -j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xff", 0xFF),
+        ("-A FORWARD -j CONNMARK --save-mark --nfmask 0xff --ctmask 0xf0000000", 0xF0000000),
+        ("-A FORWARD -j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xffff", 0xFF),
+        ("-A NEDGE-br0 -j CONNMARK --save-mark --nfmask 0xf0000000 --ctmask 0xf0000000", 0),
+        ("-A FORWARD -m mark --mark 0x80000000/0x80000000 -j ACCEPT", 0),
+        (":FORWARD ACCEPT [0:0]", 0),
+    ],
+)
+def test_marks_of_others(rule: str, bits: int) -> None:
+    assert touched_bits(rule) == bits

@@ -146,7 +146,7 @@ def test_names_fit() -> None:
 
 def test_rules_let_the_allow_list_win() -> None:
     unless = f"-m set ! --match-set {A6} src -m set ! --match-set {A6} dst -j DROP"
-    assert Quarantine("br0").rules("ip6") == [
+    assert Quarantine("br0").rules()["ip6"] == [
         f"-m set --match-set {Q6} src {unless}",
         f"-m set --match-set {Q6} dst {unless}",
     ]

@@ -28,7 +28,7 @@ class FakeQueue:
         return self.reader.fileno()
 
     def drain(self) -> None:
-        self.verdicts.append(self.judge(self.reader.recv(100), b"mac"))
+        self.verdicts.append(self.judge(self.reader.recv(100), b"mac", 0))
 
     def close(self) -> None:
         self.closed = True
@@ -37,6 +37,8 @@ class FakeQueue:
 
 
 class Engine:
+    late = False
+
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails = False

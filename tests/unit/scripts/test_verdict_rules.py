@@ -19,6 +19,7 @@ BLACKLISTED = status_types.status_blacklisted.bit
 MINING = status_types.status_web_mining_detected.bit
 BLOCK, UNBLOCK = Operator.BLOCK, Operator.UNBLOCK
 FAILED = (Failure.UNCLASSIFIED,)
+DROPPED = {Failure.UNCLASSIFIED: Action.DROP}
 
 
 @pytest.mark.parametrize(
@@ -57,21 +58,23 @@ FAILED = (Failure.UNCLASSIFIED,)
         ({"operator": BLOCK, "allowed": True}, {}, DROP, Rule.OPERATOR_BLOCK),
         ({"operator": UNBLOCK, "status_map": BLACKLISTED, "score": 1000}, {}, PASS, Rule.OPERATOR_UNBLOCK),
         ({"operator": UNBLOCK, "client_score": 500}, {"host_drop_score": 300}, PASS, Rule.OPERATOR_UNBLOCK),
-        ({"operator": UNBLOCK, "failures": FAILED}, {"failures": FAILED}, PASS, Rule.OPERATOR_UNBLOCK),
+        ({"operator": UNBLOCK, "failures": FAILED}, {"failures": DROPPED}, PASS, Rule.OPERATOR_UNBLOCK),
         # Allow-listed hosts beat lists, scores and failures
         ({"allowed": True}, {}, PASS, Rule.ALLOW_LIST),
         ({"allowed": True, "status_map": BLACKLISTED, "score": 1000}, {}, PASS, Rule.ALLOW_LIST),
         ({"allowed": True, "server_score": 500}, {"host_drop_score": 300}, PASS, Rule.ALLOW_LIST),
-        ({"allowed": True, "failures": FAILED}, {"failures": FAILED}, PASS, Rule.ALLOW_LIST),
+        ({"allowed": True, "failures": FAILED}, {"failures": DROPPED}, PASS, Rule.ALLOW_LIST),
         # Status before flow score before host score
         ({"status_map": BLACKLISTED, "score": 100}, {}, DROP, Rule.STATUS),
         ({"score": 100, "client_score": 300}, {"host_drop_score": 300}, DROP, Rule.FLOW_SCORE),
-        ({"client_score": 3, "failures": FAILED}, {"host_drop_score": 3, "failures": FAILED}, DROP, HOST),
+        ({"client_score": 3, "failures": FAILED}, {"host_drop_score": 3, "failures": DROPPED}, DROP, HOST),
         # Failures with a policy
         ({"failures": FAILED}, {}, PASS, Rule.CLEAN),
-        ({"failures": FAILED}, {"failures": FAILED}, DROP, Rule.FAILURE),
-        ({"failures": FAILED}, {"failures": (DPI,)}, PASS, Rule.CLEAN),
-        ({"failures": (Failure.SCRIPT_ERROR, DPI)}, {"failures": (DPI,)}, DROP, Rule.FAILURE),
+        ({"failures": FAILED}, {"failures": DROPPED}, DROP, Rule.FAILURE),
+        ({"failures": FAILED}, {"failures": {DPI: DROP}}, PASS, Rule.CLEAN),
+        ({"failures": (Failure.SCRIPT_ERROR, DPI)}, {"failures": {DPI: DROP}}, DROP, Rule.FAILURE),
+        ({"failures": FAILED}, {"failures": {Failure.UNCLASSIFIED: PASS}}, PASS, Rule.CLEAN),
+        ({"failures": FAILED}, {"failures": {Failure.UNCLASSIFIED: REJECT}}, REJECT, Rule.FAILURE),
         # What blocking means
         ({"score": 100}, {"block_action": REJECT}, REJECT, Rule.FLOW_SCORE),
         ({"operator": BLOCK}, {"block_action": REJECT}, REJECT, Rule.OPERATOR_BLOCK),
@@ -97,7 +100,7 @@ def test_decide(evidence: dict[str, Any], policy: dict[str, Any], action: Action
     ],
 )
 def test_every_verdict_says_why(evidence: dict[str, Any], reason: str) -> None:
-    policy = Policy(block_statuses=BLACKLISTED | MINING, host_drop_score=300, failures=FAILED)
+    policy = Policy(block_statuses=BLACKLISTED | MINING, host_drop_score=300, failures=DROPPED)
     assert decide(Evidence(**evidence), policy).reason == reason
 
 

@@ -1,0 +1,175 @@
+"""Keeps in the kernel what belongs there while the gateway runs: rules, bridge, hosts in quarantine.
+
+Others flush rules, reset sysctls and take ports away: firewall scripts, container engines, a cable pulled.
+What they changed is put back: rules at once where the kernel tells of changes (nf_tables), all else within
+seconds. Once the gateway runs nothing here raises: what cannot be done is counted and tried again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import structlog
+
+from nedge.core.marks import Marks
+from nedge.kernel.bridge import Bridge
+from nedge.kernel.errors import KernelError
+from nedge.kernel.frames import SECTION as FRAMES
+from nedge.kernel.frames import FrameRules, forget_frames
+from nedge.kernel.nft import RuleNews
+from nedge.kernel.quarantine import Quarantine, sweep
+from nedge.kernel.rules import RuleSet
+from nedge.kernel.state import State
+
+CHECK_SECONDS = 5.0
+SECTION = "quarantine"
+"""Of the state: there are sets."""
+_LONGER = 2.0
+"""Seconds that the kernel holds a host in quarantine longer than workers, who have to pardon it first."""
+_PAUSE = 0.2
+"""Seconds between checks, however much others change."""
+
+log = structlog.get_logger()
+
+
+class Keeper:
+    """The gateway's part of the kernel. Open: quarantine, then rules, then bridge; close in reverse."""
+
+    def __init__(self, rules: RuleSet, frames: FrameRules, bridge: Bridge, state: State) -> None:
+        self.rules = rules
+        self.frames = frames
+        self.bridge = bridge
+        self.quarantine: Quarantine | None = None
+        self._state = state
+        self._news: RuleNews | None = None
+        self._next_check = 0.0
+        self._changed = False
+        self._watching = False
+        self.rules_restored = 0
+        self.bridge_restored = 0
+        self.failures = 0
+        """Things that could not be put back, or a host that could not be cut, when it was tried."""
+
+    # At the start, at a reload, at the end
+
+    def enforce(self, marks: Marks | None, exempt: Sequence[str] | None) -> None:
+        """Put the rules in, in place of those there are, without a gap. Raises KernelError.
+
+        exempt: networks that quarantine never cuts; None: no host is put in quarantine.
+        """
+        unwanted = self.quarantine if exempt is None else None
+        if exempt is not None:
+            if self.quarantine is None:
+                self._state.put(SECTION, {})
+                self.quarantine = Quarantine(self.rules.bridge)
+                self.quarantine.open()
+            self.quarantine.allow(exempt)
+        cuts = self.quarantine.rules() if self.quarantine and not unwanted else {}
+        self.rules = replace(self.rules, marks=marks, cuts=cuts)
+        if self._state.get(FRAMES) is None or not self.frames.installed():
+            self.frames.install(self._state)
+        self.rules.install()
+        if unwanted:
+            self._end_quarantine()
+        elif exempt is None and self._state.get(SECTION) is not None:  # a crash left it
+            forget_quarantine(self._state)
+
+    def release(self) -> None:
+        """Take out rules and quarantine. Raises KernelError."""
+        self._watching = False
+        self.rules.remove()
+        forget_frames(self._state)
+        self._end_quarantine()
+
+    def _end_quarantine(self) -> None:
+        if self.quarantine is not None:
+            self.quarantine.close()
+            self.quarantine = None
+            self._state.drop(SECTION)
+
+    # While it runs
+
+    def watch(self, watch: Callable[[RuleNews, Callable[[], None]], None]) -> None:
+        """Begin to look after everything; have `watch(fileobj, ready)` tell of changes to rules."""
+        self._watching = True
+        try:
+            self._news = RuleNews()
+        except OSError:  # a kernel without nf_tables
+            return
+        watch(self._news, self._heard)
+
+    def _heard(self) -> None:
+        assert self._news is not None
+        self._news.consume()
+        self._changed = True
+        self.tick()
+
+    def tick(self) -> None:
+        """To be called a few times a second: looks after what is due."""
+        now = time.monotonic()
+        if not self._watching:
+            return
+        if now >= self._next_check or (self._changed and now >= self._next_check - CHECK_SECONDS + _PAUSE):
+            self._changed = False
+            self._next_check = now + CHECK_SECONDS
+            self.check()
+
+    def check(self) -> None:
+        """Put back what others changed."""
+        self._try(self._check_rules)
+        self._try(self._check_bridge)
+
+    def _check_rules(self) -> None:
+        if self.quarantine is not None:
+            self.quarantine.check()
+        rules, frames = self.rules.installed(), self.frames.installed()
+        if rules and frames:
+            return
+        if not frames:
+            self.frames.install(self._state)
+        if not rules:
+            self.rules.install()
+        self.rules_restored += 1
+        log.warning("rules_restored", why="somebody took them out or changed them", times=self.rules_restored)
+
+    def _check_bridge(self) -> None:
+        if restored := self.bridge.check():
+            self.bridge_restored += len(restored)
+            log.warning("bridge_restored", what=restored)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (KernelError, OSError) as error:
+            self.failures += 1
+            if self.failures & (self.failures - 1) == 0:  # 1st, 2nd, 4th, 8th …
+                log.error("not_restored", reason=str(error), failures=self.failures)
+
+    def cut(self, ip: str, seconds: float) -> None:
+        """Cut a host off for so long."""
+        if self.quarantine is None:
+            return
+        if self.quarantine.add(ip, seconds + _LONGER):
+            log.warning("host_quarantined", host=ip, seconds=seconds)
+        else:
+            self.failures += 1
+            log.error("host_not_quarantined", host=ip, reason="the kernel refused: is the set full?")
+
+    def figures(self) -> dict[str, int]:
+        """Counters and gauges."""
+        quarantine = self.quarantine
+        return {
+            "rules_restored": self.rules_restored,
+            "bridge_restored": self.bridge_restored,
+            "restore_failures": self.failures + (quarantine.failures if quarantine else 0),
+            "quarantined_hosts": len(quarantine.hosts()) if quarantine else 0,
+        }
+
+
+def forget_quarantine(state: State) -> None:
+    """Remove the sets that a crashed gateway left; its rules are gone."""
+    if state.get(SECTION) is not None:
+        sweep(state.bridge)
+        state.drop(SECTION)
