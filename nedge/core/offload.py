@@ -15,6 +15,7 @@ MAX_REJECTS = 16
 always enough: with data in flight a RST comes too late for its number."""
 
 _NONE, _UNDETECTED, _NOT_SEEN = Share.NONE, Rule.UNDETECTED, Handshake.NONE
+_ICMP = frozenset((ICMP, ICMPV6))
 _L4_HEADERS = {TCP: 32, UDP: 8, SCTP: 12}
 """Usual sizes; TCP with timestamps."""
 
@@ -25,7 +26,7 @@ def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
     `awaits_updates`: a script wants to hear when more becomes known of it (protocolUpdated).
     """
     proto = flow.proto
-    if proto == ICMP or proto == ICMPV6 or flow.tunnelled:
+    if proto in _ICMP or flow.tunnelled:
         return _NONE  # the kernel's connections are others than our flows
     verdict = flow.verdict
     if verdict.action:

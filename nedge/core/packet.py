@@ -8,9 +8,11 @@ This is the per-packet path: TCP behind a plain IPv4 header, which most packets 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from operator import itemgetter
 from struct import Struct
+from typing import Any
 
 ICMP, IGMP, IPIP, TCP, UDP, IPV6, GRE, ICMPV6, SCTP = 1, 2, 4, 6, 17, 41, 47, 58, 132
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -28,20 +30,6 @@ _NO_PORTS = bytes(4)
 HEAD_LENGTH = 3
 """Bytes of VLAN and L4 protocol in front of a flow key."""
 
-
-def _parts_reversed(address: int) -> itemgetter[tuple[bytes, ...]]:
-    """Takes the parts of a key with addresses of so many bytes, in the order of the other direction."""
-    middle, ports = HEAD_LENGTH + address, HEAD_LENGTH + 2 * address
-    return itemgetter(
-        slice(HEAD_LENGTH),
-        slice(middle, ports),
-        slice(HEAD_LENGTH, middle),
-        slice(ports + 2, ports + 4),
-        slice(ports, ports + 2),
-    )
-
-
-_reversed_parts = {HEAD_LENGTH + 2 * size + 4: _parts_reversed(size) for size in (4, 16)}
 _tcp_fields = Struct("!4xI4xBB").unpack_from  # sequence number, data offset, flags
 _ip4_tcp_fields = Struct("!2xHxxH16xI4xBB").unpack_from  # length, fragment bits, and these
 _IP4_TCP_SIZE = 40  # of both headers, without options
@@ -112,6 +100,23 @@ class Packet:
     def payload_bytes(self) -> bytes:
         """What was captured of the payload."""
         return self.data[self.payload :]
+
+
+def _parts_reversed(address: int) -> Callable[[bytes], tuple[bytes, ...]]:
+    """Takes the parts of a key with addresses of so many bytes, in the order of the other direction."""
+    middle, ports = HEAD_LENGTH + address, HEAD_LENGTH + 2 * address
+    bounds = (
+        (0, HEAD_LENGTH),
+        (middle, ports),
+        (HEAD_LENGTH, middle),
+        (ports + 2, ports + 4),
+        (ports, ports + 2),
+    )
+    parts: list[Any] = [slice(*bound) for bound in bounds]
+    return itemgetter(*parts)
+
+
+_reversed_parts = {HEAD_LENGTH + 2 * size + 4: _parts_reversed(size) for size in (4, 16)}
 
 
 def reverse_key(key: bytes) -> bytes:

@@ -14,6 +14,8 @@ from nedge.dpi.module import Module
 from nedge.dpi.names import Names
 from nedge.dpi.probe import locate
 
+_HTTP = ("HTTP", "HTTP_Connect", "HTTP_Proxy")
+"""What nDPI writes the facts of HTTP for."""
 _TLS_INSIDE = ("IMAPS", "POPS", "SMTPS", "FTPS")
 
 
@@ -26,8 +28,8 @@ class NdpiClassifier:
         try:
             self._names = Names(library, self._module.handle)
             self._module.tls_id = self._names.protocol_id("TLS") or 0
-            ids = map(self._names.protocol_id, _TLS_INSIDE)
-            self._module.tls_like = frozenset(found for found in ids if found)
+            self._module.tls_like = self._names.ids(_TLS_INSIDE)
+            self._module.http_ids = self._names.ids(_HTTP)
             locate(self._module)
         except BaseException:
             self._module.close()

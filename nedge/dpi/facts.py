@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ _NO_CIPHER = "TLS_NULL_WITH_NULL_NULL"  # cipher suite 0: nDPI has seen no Serve
 
 CERTIFICATE = b'"fingerprint":'
 """Is in the JSON of a flow whose certificate was seen."""
-_HTTP_ANSWER = re.compile(rb'"code":([0-9]{1,5}),"content_type":"([ !#-\[\]-~]*)"')
 
 
 def read_facts(text: bytes, hostname: str, dates: tuple[int, ...] = (0, 0)) -> tuple[Facts, bool]:
@@ -43,15 +41,6 @@ def read_facts(text: bytes, hostname: str, dates: tuple[int, ...] = (0, 0)) -> t
     if facts.cert_sha1:
         facts.cert_not_before, facts.cert_not_after = dates
     return facts, True
-
-
-def read_http_answer(text: bytes) -> tuple[int, str] | None:
-    """What nDPI's JSON says of an HTTP response; None if that has to be read with more care, or is not there.
-
-    What came from the wire cannot look like it: nDPI escapes quotes.
-    """
-    found = _HTTP_ANSWER.search(text)
-    return (int(found[1]), found[2].decode()) if found else None
 
 
 def _parse(text: bytes) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ctypes import c_uint32, c_uint64
+from ctypes import c_char_p, c_uint16, c_uint32, c_uint64, c_void_p
 from typing import Any
 
 from nedge.core.facts import Facts
 from nedge.dpi.abi import STATE_CLASSIFIED
-from nedge.dpi.facts import CERTIFICATE, read_facts, read_http_answer
+from nedge.dpi.facts import CERTIFICATE, read_facts
 from nedge.dpi.module import Module
 
 _MAX_PACKET = 0xFFFF  # the length argument is 16 bits wide
@@ -98,8 +98,18 @@ class NdpiFlow:
         return facts
 
     def http_answer(self) -> tuple[int, str] | None:
-        """Status code and content type of the latest HTTP response; None if this is no HTTP to nDPI."""
-        return read_http_answer(self.json())
+        """Status code and content type of the latest HTTP response; None if `facts` has to say it."""
+        module, word = self._module, self._word
+        places = module.http_at
+        if places is None or (word & 0xFFFF or word >> 16 & 0xFFFF) not in module.http_ids:
+            return None
+        address = self.address
+        if not c_void_p.from_address(address + places.url).value:
+            return None
+        kind = c_char_p.from_address(address + places.content_type).value or b""
+        text = kind.decode("ascii", "replace")
+        # What the JSON leaves out or writes otherwise is for `facts` to read.
+        return (c_uint16.from_address(address + places.code).value, text) if text.isprintable() else None
 
     def close(self) -> None:
         """Free the state."""

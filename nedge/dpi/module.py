@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_char_p, c_int, c_uint8, c_uint32, c_uint64, c_void_p
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from nedge.core.facts import Facts
 from nedge.dpi.abi import FORMAT_JSON, PROTOCOL_BITMASK_SIZE, SERIALIZER_SIZE, GiveUp, result_type
@@ -26,15 +26,28 @@ class Buffer:
         self.pointer = c_void_p(self.address)
 
 
+class HttpPlaces(NamedTuple):
+    """Offsets in a flow's memory."""
+
+    code: int
+    """16 bits."""
+    url: int
+    """Pointers to text; NULL if there was none."""
+    content_type: int
+
+
 class Module:
     """An initialized detection module. Its public attributes are for `flow.py`, where every call counts."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self._bind(library)
-        self.risk_at = self.dates_at = 0  # set by probe.py
+        self.risk_at = self.dates_at = 0  # set by probe.py, and these
+        self.http_at: HttpPlaces | None = None
         self.tls_id, self.tls_like = 0, frozenset[int]()
         """Protocol ids: of TLS, and of what is TLS inside (mail ports, mostly)."""
+        self.http_ids = frozenset[int]()
+        """Of HTTP, proxied HTTP included."""
         self.now_ms = 0
         self.clock = c_uint64(0)
         self._spare: list[Buffer] = []

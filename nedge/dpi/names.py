@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ctypes import c_char_p, c_int, c_uint, c_uint16, c_void_p
 
 from nedge.core.facts import UNKNOWN, Classification
@@ -80,6 +81,10 @@ class Names:
                     break
         return found
 
+    def ids(self, names: Iterable[str]) -> frozenset[int]:
+        """The ids of those of these protocols that there are."""
+        return frozenset(found for found in map(self.protocol_id, names) if found)
+
     def category_id(self, name: str) -> int | None:
         """The id of a category by its name, in any case."""
         return self._category_ids.get(name.casefold())
@@ -91,7 +96,12 @@ class Names:
 
     def risk_names(self, risks: int) -> list[str]:
         """nDPI's names of the bits set, lowest bit first."""
-        return [_text(self._risk(bit)) for bit in range(64) if risks >> bit & 1]
+        names = []
+        while risks:
+            lowest = risks & -risks
+            names.append(_text(self._risk(lowest.bit_length() - 1)))
+            risks ^= lowest
+        return names
 
     def close(self) -> None:
         """Ask the module nothing any more; words described before stay known."""

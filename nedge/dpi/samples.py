@@ -63,6 +63,19 @@ def http_request(port: int = 80) -> list[bytes]:
     return tcp_request(port, request.encode())
 
 
+HTTP_URL = "selftest.example.org/index.html"
+
+
+def http_exchange(code: int, content_type: str, *, response_first: bool = False) -> list[bytes]:
+    """A request for HTTP_URL and its answer."""
+    host, path = HTTP_URL.split("/")
+    request = f"GET /{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {HTTP_USER_AGENT}\r\n\r\n".encode()
+    response = f"HTTP/1.1 {code} Status\r\nContent-Type: {content_type}\r\nContent-Length: 0\r\n\r\n".encode()
+    answer = tcp((SERVER, 80), (CLIENT, 49152), response, seq=5001, ack=1001 + len(request))
+    *opening, asking = tcp_request(80, request)
+    return [*opening, answer, asking] if response_first else [*opening, asking, answer]
+
+
 def dns_query() -> list[bytes]:
     """A query for an IPv6 address."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in DNS_NAME.split("."))

@@ -63,9 +63,7 @@ def certificate(
         alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
         built = built.add_extension(alternatives, critical=False)
     signer = _ec_key(0xCA) if issuer else key
-    signed = built.sign(
-        signer, hashes.SHA256(), **({} if rsa and not issuer else {"ecdsa_deterministic": True})
-    )
+    signed = built.sign(signer, hashes.SHA256(), ecdsa_deterministic=None if rsa and not issuer else True)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

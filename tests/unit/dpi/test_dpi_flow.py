@@ -94,6 +94,73 @@ def test_http_request_and_response(classifier: NdpiClassifier) -> None:
     assert facts.http_code == 404
 
 
+RESPONSE = b"HTTP/1.1 %d Status\r\nContent-Type: %s\r\nContent-Length: 2\r\n\r\nno"
+
+
+@pytest.mark.parametrize("code", [100, 200, 404, 503])
+@pytest.mark.parametrize("kind", ["", "text/html", "application/json; charset=utf-8", "image/svg+xml"])
+@pytest.mark.parametrize("early", [False, True], ids=["answered", "answer first"])
+def test_http_answer_is_that_of_the_facts(
+    classifier: NdpiClassifier, code: int, kind: str, early: bool
+) -> None:
+    turns = [("c", REQUEST), ("s", RESPONSE % (code, kind.encode()))]
+    packets = talk.stream(80, turns[::-1] if early else turns)
+    flow = classifier.open()
+    for packet in packets:
+        flow.feed(packet, NOW_MS)
+    facts, answer = flow.facts(), flow.http_answer()
+    assert answer in ((facts.http_code, facts.http_content_type), None if early else 0)
+    assert early or facts.http_code == code
+    flow.close()
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        talk.stream(80, [("s", RESPONSE % (200, b"text/html"))]),
+        talk.stream(443, talk.tls_handshake("TLSv1_3")),
+        samples.dns_query(),
+        samples.http_request()[:3],
+    ],
+    ids=["no request", "TLS", "DNS", "handshake"],
+)
+def test_no_http_answer(classifier: NdpiClassifier, packets: list[bytes]) -> None:
+    flow = classifier.open()
+    for packet in packets:
+        flow.feed(packet, NOW_MS)
+    assert flow.http_answer() is None
+    assert (flow.facts().http_code, flow.facts().http_content_type) == (0, "")
+    flow.close()
+
+
+def test_an_answer_with_odd_bytes_is_left_to_the_facts(classifier: NdpiClassifier) -> None:
+    flow = classifier.open()
+    for packet in talk.stream(80, [("s", RESPONSE % (200, b"text/\xff\x01")), ("c", REQUEST)]):
+        flow.feed(packet, NOW_MS)
+    assert flow.http_answer() in (None, (flow.facts().http_code, flow.facts().http_content_type))
+    flow.close()
+
+
+def test_flows_of_one_kind_share_their_facts(classifier: NdpiClassifier) -> None:
+    def facts_of(*turns: tuple[str, bytes]) -> Facts:
+        return inspect(classifier, talk.stream(443, list(turns)))[1]
+
+    handshake = talk.tls_handshake("TLSv1_2")
+    one, same = facts_of(*handshake), facts_of(*handshake)
+    other = facts_of(("c", samples.client_hello("other.example")))
+    assert one is same
+    assert one.cert_not_after
+    assert (other.tls_sni, other.cert_not_after, other.cert_sha1) == ("other.example", 0, "")
+
+
+def test_known_facts_are_bounded(classifier: NdpiClassifier) -> None:
+    for number in range(1100):
+        name = f"host-{number}.example"
+        _, facts = inspect(classifier, talk.stream(443, [("c", samples.client_hello(name))])[3:])
+        assert facts.tls_sni == name
+    assert 0 < len(classifier._module.known_facts) <= 1024
+
+
 @pytest.mark.parametrize(("kind", "number"), [("A", 1), ("AAAA", 28), ("TXT", 16)])
 def test_dns_query(classifier: NdpiClassifier, kind: str, number: int) -> None:
     query = samples.udp(CLIENT, RESOLVER, talk.dns_question("Host.Example.com", number))
