@@ -181,6 +181,7 @@ def new_script(
         fail(str(error), USAGE)
     print(f"{script}: the script; nedge check --policies {script} says what is wrong with it")
     print(f"{test}: its test; pytest {test} runs it")
+    print(f"{SHIPPED_POLICIES / 'README.md'}: the guide")
 
 
 if __name__ == "__main__":
