@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nedge import log
+from nedge.commands.doctor import doctor_command
 from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
 from nedge.dpi import DpiError
@@ -167,6 +168,9 @@ def check(config: ConfigOption = None, policies: PoliciesOption = None) -> None:
     for script in assembly.runner.scripts:
         print(f"script {script.key}: ok (hooks: {', '.join(script.hooks)})")
     assembly.close()
+
+
+app.command("doctor")(doctor_command(configure))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.marks import Marks
 from nedge.gateway.keeper import Keeper, forget_quarantine
+from nedge.gateway.notify import Notifier
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.signals import stop_signals
 from nedge.gateway.supervisor import Link, Supervisor
@@ -37,6 +38,7 @@ from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
 
 LINK_DEADLINE = 5.0
+STATUS_SECONDS = 10.0
 MARKS = "marks"
 """Section of the state: which generation of marks the kernel knows."""
 
@@ -85,6 +87,8 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     gateway = config.gateway
     fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
     signals = undo.enter_context(stop_signals())
+    manager = Notifier()
+    undo.callback(manager.close)
 
     require(filter(None, [missing_capabilities()]))
     state = State(gateway.bridge)
@@ -143,6 +147,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     supervisor.on_cut = keeper.cut
     keeper.watch(supervisor.watch)
     supervisor.every(0.2, keeper.tick)
+    tell_manager(manager, supervisor, gateway.mode, count)
 
     log.info(
         "gateway_ready",
@@ -154,14 +159,17 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         queue=gateway.queue,
         workers=count,
     )
+    manager.ready(how_it_is(supervisor, gateway.mode, count))
     started = time.monotonic()
     while True:
         supervisor.serve()
         if signals.stop is not None:
             break
         signals.reload = False
+        manager.reloading()
         renewed = renew(config, parts.reread) if parts.reread else None
         if renewed is None:
+            manager.ready("The configuration could not be used, the old one stays (the log says why)")
             continue
         config, marks = renewed, marks.next() if marks else None
         if marks:
@@ -172,7 +180,31 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
         log.info("reloaded")
+        manager.ready(how_it_is(supervisor, gateway.mode, count))
+    manager.stopping()
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
+
+
+def tell_manager(manager: Notifier, supervisor: Supervisor, mode: str, count: int) -> None:
+    """Keep the service manager informed; a sign of life comes only while all workers give one."""
+
+    def sign_of_life() -> None:
+        if supervisor.healthy:
+            manager.alive()
+
+    if manager.watchdog_seconds:
+        supervisor.every(manager.watchdog_seconds / 4, sign_of_life)
+    supervisor.every(STATUS_SECONDS, lambda: manager.status(how_it_is(supervisor, mode, count)))
+
+
+def how_it_is(supervisor: Supervisor, mode: str, count: int) -> str:
+    """The gateway's state in a line."""
+    totals = supervisor.totals()
+    well = "" if supervisor.healthy else ", not all well"
+    return (
+        f"{mode}, {count} worker{'s' if count > 1 else ''}{well}, {totals['worker_restarts']} restarted; "
+        f"{totals.get('live_flows', 0)} flows"
+    )
 
 
 def exempt(config: Config, parts: Parts) -> list[str] | None:
@@ -263,7 +295,14 @@ def check(config: Config) -> None:
     gateway = config.gateway
     load_modules()
     mask = gateway.mark_mask if gateway.offload else 0
-    problems = probe(gateway.bridge, gateway.lan, gateway.wan, queue=gateway.queue, mark_mask=mask)
+    problems = probe(
+        gateway.bridge,
+        gateway.lan,
+        gateway.wan,
+        queue=gateway.queue,
+        mark_mask=mask,
+        max_flows=config.limits.max_flows,
+    )
     for problem in problems:
         if not problem.fatal:
             log.warning("gateway_doubt", what=problem.text)

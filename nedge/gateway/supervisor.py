@@ -168,6 +168,12 @@ class Supervisor:
         """A signal to stop has come."""
         return self._signals.stop is not None
 
+    @property
+    def healthy(self) -> bool:
+        """All workers are there, ready, and were heard of late."""
+        deadline = time.monotonic() - HUNG_SECONDS
+        return all(child.pid and child.ready and child.heard >= deadline for child in self._children)
+
     def serve(self, seconds: float = float("inf")) -> None:
         """Look after the workers until a signal comes, or for so many seconds."""
         end = time.monotonic() + seconds
