@@ -153,9 +153,7 @@ def clock() -> Check:
     """Events have the machine's time, and so does what is decided by the date."""
     libc = ctypes.CDLL(None, use_errno=True)
     wrong = libc.adjtimex(ctypes.create_string_buffer(_SUNDRY)) in (-1, _TIME_ERROR)
-    remedy = (
-        "the clock is not synchronised: install chrony or systemd-timesyncd, or events will tell wrong times"
-    )
+    remedy = "not synchronised, so that events may tell wrong times: install chrony or systemd-timesyncd"
     return Check("clock", "synchronised", [Problem(remedy, False)] if wrong else [])
 
 
@@ -195,9 +193,7 @@ def cables(config: Config, found: dict[str, Link]) -> Iterator[Check]:
     ports = (*gateway.lan, *gateway.wan)
     yield Check(
         "cables",
-        ", ".join(
-            f"{port} {'has a link' if found[port].up else 'is down (nedge sets it up)'}" for port in ports
-        ),
+        ", ".join(f"{port} {'has a link' if found[port].up else 'is not set up yet'}" for port in ports),
         [
             Problem(f"interface {port} has no link: is the cable in, and the other end on?", False)
             for port in ports
@@ -281,7 +277,7 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
         return [Problem(str(error))]
     return [
         Problem(
-            "the rules in the kernel are not those of this configuration: it was changed since (restart nedge), "
-            "or somebody changes them again and again (the log says rules_restored)"
+            "the rules in the kernel are not those of this configuration: it was changed (restart nedge), or "
+            "somebody changes them again and again (the log says rules_restored)"
         )
     ]

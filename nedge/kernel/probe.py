@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from nedge.kernel.bridge import check_ports
+from nedge.kernel.bridge import SYSCTLS, check_ports
 from nedge.kernel.errors import KernelError
 from nedge.kernel.links import Link, links, read_sysctl, write_sysctl
 from nedge.kernel.problem import Check, Problem
@@ -65,6 +65,7 @@ def examine(
     yield Check("firewall", "no other drops forwarded packets by default", other_filters())
     yield Check("queues", "no other rule queues packets", other_queues())
     yield Check("Docker", "not here, or lets bridged packets pass", docker(found))
+    yield Check("sysctls", "all that are to be set are there", missing_sysctls())
     yield Check("connection table", "large enough", connection_table(max_flows))
 
 
@@ -133,6 +134,17 @@ def missing_modules(*, loadable_ok: bool = False) -> list[Problem]:
         )
         for module, option, effect in absent
         if not (loadable_ok and _modprobe(module, "--dry-run"))
+    ]
+
+
+def missing_sysctls() -> list[Problem]:
+    """Settings that this kernel does not have: connections are not counted, or forgotten late."""
+    if read_sysctl("net/netfilter/nf_conntrack_max") is None:
+        return []  # not loaded yet: the rules load it
+    return [
+        Problem(f"the kernel has no sysctl {path.replace('/', '.')}: use a newer one, or do without", False)
+        for path in SYSCTLS
+        if read_sysctl(path) is None
     ]
 
 

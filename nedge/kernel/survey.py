@@ -20,9 +20,8 @@ def wireless(ports: Sequence[str], sys_net: Path = SYS_NET) -> list[Problem]:
     """WLAN cards among the ports. A client of an access point may send from its own address only."""
     return [
         Problem(
-            f"interface {port} is wireless, and as a client of an access point it cannot be bridged; one that is "
-            "an access point can: set it up as a port of a bridge (hostapd does), and name that bridge in "
-            "gateway.bridge"
+            f"interface {port} is wireless, and cannot be bridged as a client of an access point; as an access "
+            "point it can: have hostapd make it a port of a bridge, and name that in gateway.bridge"
         )
         for port in ports
         if (sys_net / port / "phy80211").exists() and not (sys_net / port / "brport").exists()
@@ -37,8 +36,8 @@ def large_receive(found: dict[str, Link], ports: Sequence[str]) -> Iterator[Prob
             continue
         if not found[port].master:
             yield Problem(
-                f"interface {port} has LRO on; the kernel turns it off when it becomes a port of a bridge, and "
-                f"you can before: ethtool -K {port} lro off",
+                f"interface {port} has LRO on; the kernel turns it off in a bridge, unless the driver refuses: "
+                f"try ethtool -K {port} lro off",
                 False,
             )
         else:
@@ -75,8 +74,8 @@ def other_queues() -> list[Problem]:
     """Rules of others that send packets to a queue."""
     return [
         Problem(
-            f"a rule of the {family} firewall sends packets to another program's queue ({line}): bridged packets "
-            "wait there too, unless the rule leaves them out (-m physdev ! --physdev-is-bridged)",
+            f"a rule of the {family} firewall sends packets to another program's queue ({line}): have it leave "
+            "bridged ones out (-m physdev ! --physdev-is-bridged), unless these shall wait there too",
             False,
         )
         for family in FAMILIES
@@ -94,8 +93,8 @@ def docker(found: dict[str, Link]) -> list[Problem]:
         return []
     return [
         Problem(
-            "Docker is on this machine, and has forwarded packets dropped whenever it starts: let bridged ones "
-            "pass (iptables -I DOCKER-USER -m physdev --physdev-is-bridged -j ACCEPT)",
+            "Docker has forwarded packets dropped whenever it starts: let bridged ones pass (iptables -I "
+            "DOCKER-USER -m physdev --physdev-is-bridged -j ACCEPT)",
             False,
         )
     ]
