@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nedge import log
+from nedge.commands.cleanup import cleanup
 from nedge.commands.doctor import doctor_command
 from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
@@ -171,6 +172,7 @@ def check(config: ConfigOption = None, policies: PoliciesOption = None) -> None:
 
 
 app.command("doctor")(doctor_command(configure))
+app.command("cleanup")(cleanup)
 
 
 if __name__ == "__main__":

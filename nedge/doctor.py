@@ -222,9 +222,7 @@ def gateway_now(config: Config, found: dict[str, Link]) -> Iterator[Check]:
     listened = parse_stats(PROC_STATS.read_text()) if PROC_STATS.exists() else {}
     ours = range(gateway.queue, gateway.queue + count)
     if holder is None:
-        left = (
-            f"a gateway crashed on bridge {gateway.bridge}; what it set up stays until nedge run starts again"
-        )
+        left = f"one crashed on bridge {gateway.bridge}; nedge run takes over that, nedge cleanup undoes it"
         yield Check("gateway", "not running", [Problem(left, False)] if sections else [])
         taken = [
             Problem(f"queue {number} is taken by another program: stop it or change gateway.queue")

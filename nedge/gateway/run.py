@@ -24,7 +24,7 @@ from nedge.core.marks import Marks
 from nedge.gateway.keeper import Keeper, forget_quarantine
 from nedge.gateway.notify import Notifier
 from nedge.gateway.rejecting import Rejector
-from nedge.gateway.signals import stop_signals
+from nedge.gateway.signals import HAND_OVER, stop_signals
 from nedge.gateway.supervisor import Link, Supervisor
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
@@ -71,7 +71,10 @@ class Parts:
 
 
 def run(config: Config, parts: Parts) -> int:
-    """Run the gateway until SIGTERM or SIGINT. Gives the exit status: 0 if all went well, or 1."""
+    """Run the gateway until SIGTERM or SIGINT; or SIGUSR1: bridge, rules and marks stay for the next start.
+
+    Gives the exit status: 0 if all went well, or 1.
+    """
     try:
         with ExitStack() as undo:
             _run(config, parts, undo)
@@ -98,10 +101,12 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     check(config)
 
     def put_back(step: Callable[[], None]) -> None:
-        """A start that fails leaves what a crashed gateway left: open or closed, as it was told to fail."""
+        """A start that fails leaves what a crashed gateway left: open or closed, as it was told to fail.
+
+        So does one that hands over: the kernel goes on by what is decided, until the next start."""
 
         def leave(kind: object, _error: object, _trace: object) -> None:
-            if kind is None or not state.inherited:
+            if signals.stop != HAND_OVER and (kind is None or not state.inherited):
                 step()
 
         undo.push(leave)

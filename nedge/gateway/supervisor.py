@@ -31,7 +31,7 @@ import structlog
 
 from nedge.config import Config
 from nedge.core.marks import Marks
-from nedge.gateway.signals import StopSignals
+from nedge.gateway.signals import HAND_OVER, StopSignals
 from nedge.kernel.errors import KernelError
 
 READY_SECONDS = 15.0
@@ -250,6 +250,7 @@ class Supervisor:
             self._signals.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(HAND_OVER, signal.SIG_IGN)
             status = self._work(number, link)
         except KernelError as error:
             link.send({"failed": str(error)})

@@ -20,7 +20,7 @@ def wireless(ports: Sequence[str], sys_net: Path = SYS_NET) -> list[Problem]:
     """WLAN cards among the ports. A client of an access point may send from its own address only."""
     return [
         Problem(
-            f"interface {port} is wireless, and cannot be bridged as a client of an access point; as an access "
+            f"interface {port} is wireless, and cannot be bridged as client of an access point; as an access "
             "point it can: have hostapd make it a port of a bridge, and name that in gateway.bridge"
         )
         for port in ports
@@ -36,7 +36,7 @@ def large_receive(found: dict[str, Link], ports: Sequence[str]) -> Iterator[Prob
             continue
         if not found[port].master:
             yield Problem(
-                f"interface {port} has LRO on; the kernel turns it off in a bridge, unless the driver refuses: "
+                f"interface {port} has LRO on; the kernel turns it off in a bridge, if the driver lets it: "
                 f"try ethtool -K {port} lro off",
                 False,
             )
@@ -74,7 +74,7 @@ def other_queues() -> list[Problem]:
     """Rules of others that send packets to a queue."""
     return [
         Problem(
-            f"a rule of the {family} firewall sends packets to another program's queue ({line}): have it leave "
+            f"a rule of the {family} firewall sends packets to another's queue ({line}): have it leave "
             "bridged ones out (-m physdev ! --physdev-is-bridged), unless these shall wait there too",
             False,
         )
