@@ -214,9 +214,10 @@ def test_what_the_manager_is_told(lab: Lab, servers: ServerSet, manager: Manager
     manager.next("RELOADING")
     assert "the old one stays" in manager.next("READY")["STATUS"]
 
-    assert https(lab, "www.example")
-    while "; 0 flows" in (status := manager.next("STATUS")["STATUS"]) or "flows" not in status:
-        pass
+    with kept(lab, "www.example") as connection:  # a flow that stays
+        assert connection.ask() == "answered"
+        while "; 0 flows" in (status := manager.next("STATUS")["STATUS"]) or "flows" not in status:
+            pass
     started.process.send_signal(signal.SIGTERM)
     assert manager.next("STOPPING")["STOPPING"] == "1"
     assert started.process.wait(60) == 0
