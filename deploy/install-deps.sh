@@ -25,7 +25,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 run_packages="python3 python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev libndpi-bin
     iptables ipset ebtables conntrack iproute2 kmod ethtool procps"
 lab_packages="curl bind9-dnsutils dnsmasq-base dropbear-bin openssl openssh-client tcpdump iputils-ping"
-test_packages="nftables"
+test_packages="nftables systemd"
 case $wanted in
     packages | run) level=1 packages=$run_packages extras='' ;;
     demo) level=2 packages="$run_packages $lab_packages" extras='[lab]' ;;
