@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from machine import PROJECT, Machine, call, install_dependencies, make_root, make_wheels
+from machine import PROJECT, Machine, in_memory, install_dependencies, make_root, make_wheels
 from support import require
 
 from nedge.lab.servers import ServerSet
@@ -36,19 +36,16 @@ def bare_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = Path(kept)
         yield path if (path / "etc").exists() else make_root(path)
         return
-    path = tmp_path_factory.mktemp("bare") / "root"
-    yield make_root(path)
-    shutil.rmtree(path)
+    with in_memory(tmp_path_factory.mktemp("bare") / "root") as path:
+        yield make_root(path)
 
 
 @pytest.fixture(scope="session")
 def root(bare_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same with the Debian packages that nedge needs."""
-    path = tmp_path_factory.mktemp("ready") / "root"
-    call(["cp", "-a", "--reflink=auto", bare_root, path])
-    install_dependencies(path)
-    yield path
-    shutil.rmtree(path)
+    with in_memory(tmp_path_factory.mktemp("ready") / "root", bare_root) as path:
+        install_dependencies(path)
+        yield path
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +72,8 @@ def boot(lab: Lab, wheels: Path, tmp_path: Path) -> Iterator[Callable[[Path], Ma
     with ExitStack() as stack:
 
         def boot(root: Path) -> Machine:
-            copy = tmp_path / f"machine{next(numbers)}"
-            stack.callback(shutil.rmtree, copy, ignore_errors=True)
+            copy = stack.enter_context(in_memory(tmp_path / f"machine{next(numbers)}", root))
             binds = {PROJECT: "/project", wheels: "/wheels"}
-            return stack.enter_context(Machine(root, copy, lab.gateway.namespace, binds))
+            return stack.enter_context(Machine(copy, lab.gateway.namespace, binds))
 
         yield boot
