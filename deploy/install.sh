@@ -85,10 +85,17 @@ fi
 install -m 644 "$release/system/sysctl.conf" /etc/sysctl.d/10-nedge.conf
 install -m 644 "$release/system/modules-load.conf" /etc/modules-load.d/nedge.conf
 install -m 644 "$release/system/tmpfiles.conf" /etc/tmpfiles.d/nedge.conf
+former=$(readlink $home/current) || former=
 ln -sfn "$release" $home/current
 ln -sfn $home/current/venv/bin/nedge /usr/local/bin/nedge
 
-sh "$release/system/system.sh" start
+if ! sh "$release/system/system.sh" start; then
+    [ -n "$former" ] || fail "installed, but the service does not start (why is above)"
+    ln -sfn "$former" $home/current
+    sh "$release/system/system.sh" start || fail "neither this release nor the former one starts (why is above)"
+    drop_release
+    fail "this release does not start (why is above); the former one runs again"
+fi
 # The former releases: until now the old processes could need their files.
 for old in "$home"/2*; do
     [ "$old" = "$release" ] || rm -rf "$old"

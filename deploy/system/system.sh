@@ -82,6 +82,10 @@ restore() {
             say "$path could not be set back to $value"
     done <"$noted"
     rm -f "$noted"
+    if [ -e /run/xtables.lock ]; then
+        chown root:root /run/xtables.lock
+        chmod 600 /run/xtables.lock
+    fi
 }
 
 purge() {

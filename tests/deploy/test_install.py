@@ -115,6 +115,21 @@ def test_a_hung_gateway_is_replaced(lab: Lab, machine: Machine) -> None:
     assert machine.run("test", "-e", "/etc/nedge/nedge.toml").returncode == 0  # without --purge
 
 
+def test_a_release_that_does_not_start(lab: Lab, machine: Machine) -> None:
+    """The former one is put back, and runs."""
+    install(machine, "lan0", "wan0")
+    release = machine.run("readlink", "/opt/nedge/current").stdout.strip()
+    only = f"[Service]\nExecStartPre=/bin/sh -c 'test $$(readlink /opt/nedge/current) = {release}'\n"
+    machine.run("mkdir", "-p", "/run/systemd/system/nedge.service.d")
+    machine.run("sh", "-c", f"cat >/run/systemd/system/nedge.service.d/only.conf <<'END'\n{only}END")
+    said = install(machine, check=False)
+    assert "this release does not start (why is above); the former one runs again" in said, said
+    assert machine.run("readlink", "/opt/nedge/current").stdout.strip() == release
+    assert machine.run("sh", "-c", "ls -d /opt/nedge/2*").stdout.split() == [release]
+    assert machine.run("systemctl", "is-active", "nedge").stdout == "active\n"
+    until(lambda: https(lab, "www.example"))
+
+
 def test_a_machine_that_cannot(lab: Lab, machine: Machine) -> None:
     """The doctor's errors keep it from being installed, and nothing is left."""
     before = files(machine)

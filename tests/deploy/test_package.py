@@ -19,12 +19,12 @@ from test_offload import https, kept, until
 from nedge.lab.servers import ServerSet
 from nedge.lab.topology import Lab
 
-# Not what dpkg itself, ldconfig and the like keep.
+# Not what dpkg, ldconfig and the like keep, nor what scapy (for replay) remembers in its user's home.
 FILES = (
     "find / -xdev -path /proc -prune -o -path /sys -prune -o -path /tmp -prune -o -path /run -prune -o -print"
 )
 KEEPERS = re.compile(
-    r"/var/(log/(?!nedge)|cache/|lib/(dpkg|apt|systemd)/)|/etc/(passwd-|shadow-|group-|gshadow-|\.pwd)"
+    r"/var/(log/(?!nedge)|cache/|lib/(dpkg|apt|systemd)/)|/root/\.c|/etc/(passwd-|shadow-|group-|gshadow-|\.pwd)"
 )
 
 USE_NAMES = """
