@@ -50,6 +50,8 @@ def large_receive(found: dict[str, Link], ports: Sequence[str]) -> Iterator[Prob
 def receive_offloads(port: str) -> str:
     """GRO and LRO of an interface, in words."""
     features = _features(port)
+    if not features:
+        return f"{port}: its driver does not tell"
     names = {"rx-gro": "GRO", "rx-gro-hw": "GRO in hardware", "rx-lro": "LRO"}
     on = [name for feature, name in names.items() if features.get(feature, (False, False))[0]]
     return f"{port}: {', '.join(on) or 'none'}"

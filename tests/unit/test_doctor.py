@@ -161,6 +161,8 @@ def test_offloads_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "_features", lambda _: {"rx-gro": (True, True), "rx-lro": (False, True)})
     assert survey.receive_offloads("eth0") == "eth0: GRO"
     monkeypatch.setattr(survey, "_features", lambda _: {})
+    assert survey.receive_offloads("eth0") == "eth0: its driver does not tell"
+    monkeypatch.setattr(survey, "_features", lambda _: {"rx-gro": (False, True)})
     assert survey.receive_offloads("eth0") == "eth0: none"
 
 
