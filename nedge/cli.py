@@ -12,6 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nedge import log
+from nedge.commands.cleanup import cleanup
+from nedge.commands.doctor import doctor_command
 from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
 from nedge.control import commands as control
@@ -185,6 +187,10 @@ def new_script(
         fail(str(error), USAGE)
     print(f"{script}: the script; nedge check --policies {script} says what is wrong with it")
     print(f"{test}: its test; pytest {test} runs it")
+
+
+app.command("doctor")(doctor_command(configure))
+app.command("cleanup")(cleanup)
 
 
 if __name__ == "__main__":
