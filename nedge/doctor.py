@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -269,8 +270,10 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
         drop_others=gateway.other_frames == "drop",
     )
     try:
-        if rules.installed() and frames.installed():
-            return []
+        for _ in range(5):  # a reload may be under way, or others change their rules
+            if rules.installed() and frames.installed():
+                return []
+            time.sleep(0.3)
     except KernelError as error:
         return [Problem(str(error))]
     return [
