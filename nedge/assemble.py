@@ -24,7 +24,7 @@ from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
 from nedge.export.eve import EveFile
 from nedge.scripts.api import Context
-from nedge.scripts.loader import load_scripts
+from nedge.scripts.loader import Script, load_scripts
 from nedge.scripts.runner import Runner
 
 _ACTIONS = {action.label: action for action in Action}
@@ -38,6 +38,11 @@ class Assembly:
     engine: Engine
     runner: Runner
     classifier: NdpiClassifier
+
+    @property
+    def scripts(self) -> list[Script]:
+        """The scripts that run now."""
+        return self.runner.scripts
 
     def renew(self, config: Config) -> None:
         """Judge by another configuration from now on. Raises ConfigError, and then nothing has changed."""

@@ -12,8 +12,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nedge import log
+from nedge.commands.cleanup import cleanup
+from nedge.commands.doctor import doctor_command
 from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
+from nedge.control import commands as control
+from nedge.control.protocol import ControlError, Kind
 from nedge.dpi import DpiError
 from nedge.lab.cli import app as lab
 
@@ -21,12 +25,12 @@ app = typer.Typer(
     name="nedge",
     help="An open, scriptable inline bridging firewall.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 app.add_typer(lab, name="lab")
+control.add_to(app)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file (TOML).")
@@ -49,6 +53,8 @@ def main() -> None:
         app()
     except (ConfigError, DpiError) as error:
         fail(str(error), USAGE if isinstance(error, ConfigError) else FAILED)
+    except ControlError as error:
+        fail(str(error), USAGE if error.kind is Kind.USAGE else FAILED)
     except BrokenPipeError:  # `nedge … | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
@@ -182,6 +188,10 @@ def new_script(
     print(f"{script}: the script; nedge check --policies {script} says what is wrong with it")
     print(f"{test}: its test; pytest {test} runs it")
     print(f"{SHIPPED_POLICIES / 'README.md'}: the guide")
+
+
+app.command("doctor")(doctor_command(configure))
+app.command("cleanup")(cleanup)
 
 
 if __name__ == "__main__":

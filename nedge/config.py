@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import grp
 import tomllib
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -224,6 +225,27 @@ class Eve(_Section):
     """File for events, a JSON object a line. Relative: to the configuration file."""
 
 
+class Control(_Section):
+    """Who may look at a running gateway and steer it, and where: see deploy/CONTROL.md."""
+
+    socket: File | None = None
+    """None: under /run/nedge, where the commands look for it. Relative: to the configuration file."""
+    group: str | None = None
+    """Members of this group may, beside root."""
+    state: File = Path("/var/lib/nedge")
+    """Directory where the operator's orders are kept."""
+
+    @field_validator("group")
+    @classmethod
+    def _is_group(cls, name: str | None) -> str | None:
+        if name is not None:
+            try:
+                grp.getgrnam(name)
+            except KeyError:
+                raise ValueError("the name of a group of this machine") from None
+        return name
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -263,6 +285,7 @@ class Config(_Section):
     geoip: GeoIP = GeoIP()
     dpi: Dpi = Dpi()
     eve: Eve = Eve()
+    control: Control = Control()
     log: Log = Log()
     scripts: Scripts = Scripts()
 
@@ -326,11 +349,15 @@ def _resolve(config: Config, base: Path) -> Config:
 
     lists = {name: [at(path) for path in getattr(config.lists, name)] for name in Lists.model_fields}
     database, events = config.geoip.country_database, config.eve.path
+    control = {"state": at(config.control.state)}
+    if config.control.socket:
+        control["socket"] = at(config.control.socket)
     return config.model_copy(
         update={
             "lists": config.lists.model_copy(update=lists),
             "geoip": GeoIP(country_database=at(database) if database else None),
             "eve": Eve(path=at(events) if events else None),
+            "control": config.control.model_copy(update=control),
             "scripts": config.scripts.model_copy(
                 update={"directories": [at(path) for path in config.scripts.directories]}
             ),

@@ -87,11 +87,9 @@ class Engine:
             sink=lambda event: self._sink(event),
             share_changes=self._share_changes,
         )
-        self.run_hook, self.judge, self.rejudge = (
-            self.verdicts.run_hook,
-            self.verdicts.judge,
-            self.verdicts.rejudge,
-        )
+        judge = self.verdicts
+        self.run_hook, self.judge, self.rejudge = judge.run_hook, judge.judge, judge.rejudge
+        self.give, self.forget, self.release = judge.give, judge.forget, judge.release
 
     def figures(self) -> dict[str, int]:
         """All counters and gauges, flat."""
@@ -208,6 +206,7 @@ class Engine:
         self._next_id += 1
         flow.epoch = self.epoch
         flow.blacklisted = client.blacklisted or server.blacklisted
+        flow.operator = self.verdicts.orders.word_on_flow(key)
         if packet.proto == TCP and not packet.flags & SYN:
             self.counters.midstream += 1
             if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
@@ -221,7 +220,8 @@ class Engine:
             flow.dpi = self.inspector.classifier.open()
         except Exception:
             self._inspection_failed(flow)
-        if self.verdicts.policy.host_drop_score or client.operator or server.operator or flow.failures:
+        ordered = flow.operator or client.operator or server.operator
+        if ordered or flow.failures or self.verdicts.policy.host_drop_score:
             self.judge(flow, now)
         return flow
 
@@ -249,7 +249,7 @@ class Engine:
         now = self.now
         if hook is Hook.PROTOCOL_DETECTED:
             flow.detected = True
-            flow.decided_at_packet = flow.packets
+            flow.detected_at_packet = flow.decided_at_packet = flow.packets
             if Failure.UNCLASSIFIED in flow.failures:
                 self.counters.unclassified += 1
             if self.verdicts.scripts.wants(Hook.PERIODIC_UPDATE, flow.proto):
@@ -271,6 +271,8 @@ class Engine:
         The kernel must let them come up (a new generation of marks).
         """
         self.verdicts.scripts, self.verdicts.policy, self.limits = scripts, policy, limits
+        self.verdicts.statuses_by.clear()
+        self.verdicts.drops_by.clear()
         self.verdicts.quarantine_seconds = limits.quarantine_seconds
         self.inspector.names = names
         self.hosts.replace_directory(directory)

@@ -67,12 +67,16 @@ class EndReason(IntEnum):
 
 
 class StatusRecord(NamedTuple):
-    """Who set a status, and what came with it."""
+    """Who set a status, when, and what came with it."""
 
     score: int
     script: str
     info: Any
     name: str = ""
+    client_score: int = 0
+    server_score: int = 0
+    time: float = 0.0
+    """Epoch seconds."""
 
 
 class Flow:
@@ -91,8 +95,10 @@ class Flow:
         "client_score",
         "client_spoke",
         "closing",
+        "decided_at",
         "decided_at_packet",
         "detected",
+        "detected_at_packet",
         "dpi",
         "dropped_packets",
         "epoch",
@@ -185,6 +191,7 @@ class Flow:
         self.word = 0
         self.detected = False
         """protocolDetected has run."""
+        self.detected_at_packet = 0
         self.classification: Classification = UNKNOWN
         """Of what the flow talks about now: a watched flow's latest request."""
         self.first_classification: Classification = UNKNOWN
@@ -232,6 +239,8 @@ class Flow:
         self.operator = Operator.NONE
         self.failures: tuple[Failure, ...] = ()
         self.verdict: Verdict = UNDETECTED
+        self.decided_at = 0.0
+        """When its action last changed; 0 if it never did."""
         self.decided_at_packet = 0
         self.dropped_packets = 0
 
@@ -320,21 +329,24 @@ class Flow:
         server_score: int = 0,
         script: str = "",
         info: Any = None,
+        now: float = 0.0,
     ) -> bool:
         """Set a status and add its scores, each clamped to 0..1000. False, and nothing done, if it is set."""
         if self.status_map & status.bit:
             return False
-        flow_score = clamp_score(flow_score)
+        flow_score, client_score, server_score = map(clamp_score, (flow_score, client_score, server_score))
         self.status_map |= status.bit
         if self.statuses is None:
             self.statuses = {}
-        self.statuses[status.status_key] = StatusRecord(flow_score, script, info, status.name)
+        self.statuses[status.status_key] = StatusRecord(
+            flow_score, script, info, status.name, client_score, server_score, now
+        )
         self.score = min(self.score + flow_score, MAX_TOTAL_SCORE)
         before = self.client_score
-        self.client_score = min(before + clamp_score(client_score), MAX_TOTAL_SCORE)
+        self.client_score = min(before + client_score, MAX_TOTAL_SCORE)
         self.client.score_as_client += self.client_score - before
         before = self.server_score
-        self.server_score = min(before + clamp_score(server_score), MAX_TOTAL_SCORE)
+        self.server_score = min(before + server_score, MAX_TOTAL_SCORE)
         self.server.score_as_server += self.server_score - before
         return True
 

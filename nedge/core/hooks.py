@@ -56,7 +56,7 @@ class HookCall:
         script: str,
     ) -> None:
         """Set a status and make it the alert candidate: the highest score wins, then the lowest key."""
-        self.flow.set_status(status, flow_score, client_score, server_score, script, info)
+        self.flow.set_status(status, flow_score, client_score, server_score, script, info, self.now)
         score = clamp_score(flow_score)
         best = self.candidate
         if (

@@ -9,6 +9,8 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from nedge.core.lists import Network, NetworkSet
 from nedge.core.verdict import Operator
 
+_VLANS = 1 << 12
+
 CountryLookup = Callable[[str], str | None]
 """IP address in text form -> ISO 3166 two-letter code, or None."""
 
@@ -31,6 +33,7 @@ class Host:
         "allowed",
         "blacklisted",
         "flows",
+        "forgiven",
         "ip",
         "local",
         "operator",
@@ -56,6 +59,8 @@ class Host:
         self.score_as_server = 0
         self.score_elsewhere = 0
         """What the flows of other workers added."""
+        self.forgiven = 0
+        """How much of its score is not held against it, as it was in quarantine for it."""
         self.operator = Operator.NONE
         self.quarantined_until = 0.0
 
@@ -63,6 +68,14 @@ class Host:
     def score(self) -> int:
         """The live gauge: what its active flows added for it, in both roles."""
         return self.score_as_client + self.score_as_server + self.score_elsewhere
+
+    @property
+    def held_score(self) -> int:
+        """The part of the live gauge that is held against it."""
+        score = self.score
+        if self.forgiven > score:  # what is gone cannot be forgiven again when it comes back
+            self.forgiven = score
+        return score - self.forgiven
 
     @property
     def key(self) -> str:
@@ -122,9 +135,13 @@ class HostBook:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
+        self.word_on: Callable[[str], Operator] = lambda ip: Operator.NONE  # noqa: ARG005
+        """The operator's word on an address; a new host has it from the start."""
         self._hosts: dict[tuple[int, bytes], Host] = {}
         self._changed: dict[tuple[int, bytes], Host] = {}
         self._elsewhere: dict[tuple[int, bytes], int] = {}
+        self._forgiven: dict[tuple[int, bytes], int] = {}
+        """Of hosts that have a score elsewhere, and perhaps no flow here."""
 
     def __len__(self) -> int:
         return len(self._hosts)
@@ -138,8 +155,10 @@ class HostBook:
         if host is None:
             host = self._hosts[vlan, address] = Host(address, vlan)
             self.directory.describe(host)
+            host.operator = self.word_on(host.ip)
             if self._elsewhere:
                 host.score_elsewhere = self._elsewhere.get((vlan, address), 0)
+                host.forgiven = self._forgiven.get((vlan, address), 0)
         host.flows += 1
         return host
 
@@ -171,10 +190,28 @@ class HostBook:
             self._elsewhere[key] = score
         else:
             self._elsewhere.pop(key, None)
+            self._forgiven.pop(key, None)
         host = self._hosts.get(key)
         if host is not None:
             host.score_elsewhere = score
+            host.forgiven = min(host.forgiven, host.score)
         return host
+
+    def forgive(self, ip: str, vlan: int | None = None) -> None:
+        """Hold against an address, in a VLAN or in all, only what comes on top of the score that it has."""
+        address = ip_bytes(ip)
+        for number in range(_VLANS) if vlan is None else (vlan,):
+            key = (number, address)
+            if key in self._elsewhere:
+                self._forgiven[key] = self._elsewhere[key]
+            if host := self._hosts.get(key):
+                host.forgiven = host.score
+
+    def of_address(self, ip: str) -> set[Host]:
+        """The live hosts with an address, in whatever VLAN."""
+        address = ip_bytes(ip)
+        found = (self._hosts.get((vlan, address)) for vlan in range(_VLANS))  # quicker than to look at all
+        return {host for host in found if host is not None}
 
     def release(self, host: Host, now: float) -> None:
         """One flow less holds it; forgotten when none does and nothing is to be remembered."""
@@ -184,7 +221,7 @@ class HostBook:
 
     def forget_if_idle(self, host: Host, now: float) -> None:
         """Forget a host that has neither flows nor anything to be remembered for."""
-        if host.flows == 0 and host.operator is Operator.NONE and host.quarantined_until <= now:
+        if host.flows == 0 and host.quarantined_until <= now:
             self._hosts.pop((host.vlan, host.address), None)
 
     def replace_directory(self, directory: Directory) -> None:

@@ -42,6 +42,10 @@ class Marks:
             return 0
         return (self.generation << _SHARE_BITS | share) << self.shift & self.mask
 
+    def share_of(self, mark: int) -> Share:
+        """The share in a connection's mark, whatever its generation."""
+        return Share((mark & self.share_mask) >> self.shift)
+
     def generation_of(self, mark: int) -> int:
         """The generation in a connection's mark."""
         return (mark & self.mask) >> self.shift >> _SHARE_BITS

@@ -68,7 +68,7 @@ class Verdict(NamedTuple):
     action: Action
     rule: Rule
     detail: str = ""
-    """What met the rule: names of statuses, a score against its limit, a failure."""
+    """What met the rule: an order, names of statuses, a score against its limit, a failure."""
 
     @property
     def reason(self) -> str:
@@ -94,7 +94,7 @@ class Evidence(NamedTuple):
 
     detected: bool = True
     operator: Operator = Operator.NONE
-    """The strongest word there is: on the flow, else on one of its hosts."""
+    """The strongest word there is: on the flow, else on one of its hosts or on the name asked for."""
     allowed: bool = False
     """One end is allow-listed or under the management exemption."""
     status_map: int = 0
@@ -103,6 +103,8 @@ class Evidence(NamedTuple):
     """Host score (live gauge) of the client; a quarantined host keeps the score that cut it."""
     server_score: int = 0
     failures: tuple[Failure, ...] = ()
+    order: str = ""
+    """The order that the operator's word is from."""
 
 
 UNDETECTED = Verdict(Action.PASS, Rule.UNDETECTED)
@@ -112,9 +114,9 @@ CLEAN = Verdict(Action.PASS, Rule.CLEAN)
 def decide(evidence: Evidence, policy: Policy) -> Verdict:
     """Judge a flow. The first rule that speaks wins."""
     if evidence.operator is Operator.UNBLOCK:
-        return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK)
+        return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK, evidence.order)
     if evidence.operator is Operator.BLOCK:
-        return Verdict(policy.block_action, Rule.OPERATOR_BLOCK)
+        return Verdict(policy.block_action, Rule.OPERATOR_BLOCK, evidence.order)
     if evidence.allowed:
         return Verdict(Action.PASS, Rule.ALLOW_LIST)
     blocking = evidence.status_map & policy.block_statuses

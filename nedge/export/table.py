@@ -37,11 +37,11 @@ def _cells(event: Mapping[str, Any]) -> list[Text]:
         Text(endpoint(event["src_ip"], event.get("src_port"))),
         Text(endpoint(event["dest_ip"], event.get("dest_port"))),
         Text(f"{event['proto']} {event.get('app_proto') or ''}".rstrip()),
-        Text(_printable(ndpi.get("hostname") or "")),
+        Text(printable(ndpi.get("hostname") or "")),
         Text("\n".join(name.removeprefix("status_") for name in nedge.get("status", ()))),
         Text(str(nedge["score"])),
         Text(verdict, style=VERDICT_STYLES.get(verdict, "")),
-        Text(_printable(nedge.get("reason") or "").replace("status_", "")),
+        Text(printable(nedge.get("reason") or "").replace("status_", "")),
     ]
 
 
@@ -52,7 +52,7 @@ def endpoint(address: str, port: int | None) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without control characters: a host name off the wire must not move the terminal's cursor."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text

@@ -3,6 +3,10 @@
 Ends come as events, with the final counters. The kernel lets go of connections that have run out only now and
 then, up to a minute late; walking its table makes it do so, so it is asked every few seconds for connections
 that do not exist. Live counters are read every half minute, in parts, between packets.
+
+A reading also meets connections that are no flow here: a worker or a gateway that died left them decided in
+the kernel. Where an operator's order is about such a connection, and contradicts what was decided, it loses
+its mark: it comes up again and is judged by the order.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from collections.abc import Callable
 from nedge.core.engine import Engine
 from nedge.core.flow import Share
 from nedge.core.marks import Marks
+from nedge.core.orders import Cover, Order
+from nedge.core.verdict import Operator
 from nedge.kernel.bridge import CLOSED_SECONDS
 from nedge.kernel.conntrack import Connection, Conntrack
 
@@ -41,6 +47,14 @@ class Accounting:
         self._to_read: list[tuple[int, int]] = []
         """Dumps (mark, mask) that the reading under way still needs."""
         self._reading = False
+        self._recalls: list[Cover] = []
+        """What the next reading is to look for, and (then) the one under way."""
+        self._recalling: list[Cover] = []
+
+    def recall(self, order: Order) -> None:
+        """An order was given, or has ended: see to connections that it covers, and no flow stands for."""
+        self._recalls.append(Cover(order))
+        self._next_reading = time.monotonic()
 
     def tick(self) -> None:
         """Start what is due; to be called about every second."""
@@ -74,6 +88,7 @@ class Accounting:
         one_bit = Share.PASS << self._marks.shift  # PASS and WATCH have it
         self._to_read = [(one_bit, one_bit), (Share.DROP << self._marks.shift, self._marks.share_mask)]
         self._reading = True
+        self._recalling, self._recalls = self._recalls, []
         self._conntrack.dump_failed = False
         self._engine.begin_reading()
         self._continue()
@@ -98,6 +113,15 @@ class Accounting:
 
     def _take(self, connections: list[Connection]) -> None:
         now = self._clock()
-        for key, _mark, packets, size, packets_back, size_back, gone in connections:
+        for key, mark, packets, size, packets_back, size_back, gone in connections:
             last = now - (SILENCE if gone else 0)
             self._engine.account(key, (packets, size), (packets_back, size_back), last, gone=gone)
+            if self._recalling and not gone and self._contradicted(key, mark):
+                self._conntrack.set_mark(key, 0, self._marks.mask)
+
+    def _contradicted(self, key: bytes, mark: int) -> bool:
+        """Whether a connection that is no flow here is decided otherwise than orders have it."""
+        if self._engine.table.get(key) is not None or not any(cover.key(key) for cover in self._recalling):
+            return False
+        word, share = self._engine.verdicts.orders.word_on_connection(key), self._marks.share_of(mark)
+        return share is not Share.DROP if word is Operator.BLOCK else share is Share.DROP

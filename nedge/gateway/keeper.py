@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import structlog
 
@@ -91,7 +92,7 @@ class Keeper:
 
     # While it runs
 
-    def watch(self, watch: Callable[[RuleNews, Callable[[], None]], None]) -> None:
+    def watch(self, watch: Callable[[RuleNews, Callable[[int], None]], None]) -> None:
         """Begin to look after everything; have `watch(fileobj, ready)` tell of changes to rules."""
         self._watching = True
         try:
@@ -100,7 +101,7 @@ class Keeper:
             return
         watch(self._news, self._heard)
 
-    def _heard(self) -> None:
+    def _heard(self, _events: int) -> None:
         assert self._news is not None
         self._news.consume()
         self._changed = True
@@ -156,6 +157,14 @@ class Keeper:
         else:
             self.failures += 1
             log.error("host_not_quarantined", host=ip, reason="the kernel refused: is the set full?")
+
+    def let_go(self, target: str) -> bool:
+        """Let a host out of quarantine, or all of a network (CIDR). Says whether any was in."""
+        if self.quarantine is None:
+            return False
+        network = ip_network(target)
+        hosts = [host for host in self.quarantine.hosts() if ip_address(host) in network]
+        return sum(self.quarantine.release(host) for host in hosts) > 0
 
     def figures(self) -> dict[str, int]:
         """Counters and gauges."""

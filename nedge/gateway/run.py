@@ -18,13 +18,20 @@ from typing import Protocol
 
 import structlog
 
-from nedge.config import Config
+from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
 from nedge.core.marks import Marks
+from nedge.core.orders import OrderBook
+from nedge.gateway.control import ControlServer
+from nedge.gateway.desk import Desk
 from nedge.gateway.keeper import Keeper, forget_quarantine
+from nedge.gateway.link import Link
+from nedge.gateway.notify import Notifier
+from nedge.gateway.orders import OrderFile
 from nedge.gateway.rejecting import Rejector
-from nedge.gateway.signals import stop_signals
-from nedge.gateway.supervisor import Link, Supervisor
+from nedge.gateway.reloading import Reloading
+from nedge.gateway.signals import HAND_OVER, stop_signals
+from nedge.gateway.supervisor import Supervisor
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
@@ -35,8 +42,10 @@ from nedge.kernel.frames import FrameRules, Vlans, forget_frames
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
+from nedge.scripts.loader import Script
 
 LINK_DEADLINE = 5.0
+STATUS_SECONDS = 10.0
 MARKS = "marks"
 """Section of the state: which generation of marks the kernel knows."""
 
@@ -47,6 +56,10 @@ class Judging(Protocol):
     """What judges, in one worker."""
 
     engine: Engine
+
+    @property
+    def scripts(self) -> list[Script]:
+        """The scripts that run now."""
 
     def renew(self, config: Config) -> None:
         """Judge by another configuration. Raises, and then nothing has changed."""
@@ -69,7 +82,10 @@ class Parts:
 
 
 def run(config: Config, parts: Parts) -> int:
-    """Run the gateway until SIGTERM or SIGINT. Gives the exit status: 0 if all went well, or 1."""
+    """Run the gateway until SIGTERM or SIGINT; or SIGUSR2: bridge, rules and marks stay for the next start.
+
+    Gives the exit status: 0 if all went well, or 1.
+    """
     try:
         with ExitStack() as undo:
             _run(config, parts, undo)
@@ -85,6 +101,8 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     gateway = config.gateway
     fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
     signals = undo.enter_context(stop_signals())
+    manager = Notifier()
+    undo.callback(manager.close)
 
     require(filter(None, [missing_capabilities()]))
     state = State(gateway.bridge)
@@ -94,10 +112,12 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     check(config)
 
     def put_back(step: Callable[[], None]) -> None:
-        """A start that fails leaves what a crashed gateway left: open or closed, as it was told to fail."""
+        """A start that fails leaves what a crashed gateway left: open or closed, as it was told to fail.
+
+        So does one that hands over: the kernel goes on by what is decided, until the next start."""
 
         def leave(kind: object, _error: object, _trace: object) -> None:
-            if kind is None or not state.inherited:
+            if signals.stop != HAND_OVER and (kind is None or not state.inherited):
                 step()
 
         undo.push(leave)
@@ -107,11 +127,18 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     if gateway.offload:
         marks = adopt_marks(gateway.mark_mask, state)
         put_back(partial(forget_marks, marks, state))
-    supervisor = Supervisor(count, partial(work, config, parts.make_judging, marks, fail_open), signals)
+    orders = OrderFile(config.control.state, gateway.bridge)
+    orders.load()
+    supervisor = Supervisor(
+        count, partial(work, config, parts.make_judging, marks, fail_open, orders.book), signals
+    )
     keeper: Keeper | None = None
+    desk: Desk | None = None
 
     def tell_totals() -> None:
-        log.info("gateway_totals", **supervisor.totals(), **(keeper.figures() if keeper else {}))
+        figures = supervisor.totals()
+        figures |= (keeper.figures() if keeper else {}) | (desk.counters() if desk else {})
+        log.info("gateway_totals", **figures)
 
     undo.callback(tell_totals)  # the workers' last words count
     undo.callback(supervisor.stop)
@@ -143,6 +170,17 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     supervisor.on_cut = keeper.cut
     keeper.watch(supervisor.watch)
     supervisor.every(0.2, keeper.tick)
+    server = ControlServer(
+        config.control.socket or state.socket(shared=config.control.group is not None),
+        config.control.group,
+        supervisor,
+    )
+    server.open()
+    undo.callback(server.close)
+    reloading = Reloading(supervisor, signals)
+    desk = Desk(config, marks, supervisor, server, orders, reloading)
+    desk.let_go = keeper.let_go
+    tell_manager(manager, supervisor, gateway.mode, count)
 
     log.info(
         "gateway_ready",
@@ -154,25 +192,59 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         queue=gateway.queue,
         workers=count,
     )
+    manager.ready(how_it_is(supervisor, gateway.mode, count))
     started = time.monotonic()
     while True:
         supervisor.serve()
         if signals.stop is not None:
             break
         signals.reload = False
-        renewed = renew(config, parts.reread) if parts.reread else None
-        if renewed is None:
+        manager.reloading()
+        reloading.begins()
+        try:
+            config, notes = renew(config, parts.reread)
+        except Exception as error:
+            log.error("reload_failed", reason=str(error))
+            reloading.failed(str(error))
+            manager.ready("The configuration could not be used, the old one stays (the log says why)")
             continue
-        config, marks = renewed, marks.next() if marks else None
+        marks = marks.next() if marks else None
+        desk.config, desk.marks = config, marks
         if marks:
             state.put(MARKS, {"generation": marks.generation})
-        supervisor.renew(partial(work, config, parts.make_judging, marks, fail_open), config, marks)
+        renewed = partial(work, config, parts.make_judging, marks, fail_open, orders.book)
+        supervisor.renew(renewed, config, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         keeper.enforce(marks, exempt(config, parts))
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
+        reloading.sent(notes)
         log.info("reloaded")
+        manager.ready(how_it_is(supervisor, gateway.mode, count))
+    manager.stopping()
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
+
+
+def tell_manager(manager: Notifier, supervisor: Supervisor, mode: str, count: int) -> None:
+    """Keep the service manager informed; a sign of life comes only while all workers give one."""
+
+    def sign_of_life() -> None:
+        if supervisor.healthy:
+            manager.alive()
+
+    if manager.watchdog_seconds:
+        supervisor.every(manager.watchdog_seconds / 4, sign_of_life)
+    supervisor.every(STATUS_SECONDS, lambda: manager.status(how_it_is(supervisor, mode, count)))
+
+
+def how_it_is(supervisor: Supervisor, mode: str, count: int) -> str:
+    """The gateway's state in a line."""
+    totals = supervisor.totals()
+    well = "" if supervisor.healthy else ", not all well"
+    return (
+        f"{mode}, {count} worker{'s' if count > 1 else ''}{well}, {totals['worker_restarts']} restarted; "
+        f"{totals.get('live_flows', 0)} flows"
+    )
 
 
 def exempt(config: Config, parts: Parts) -> list[str] | None:
@@ -209,21 +281,28 @@ def clear_marks(marks: Marks, *, but: int | None = None) -> None:
         log.info("marks_cleared", connections=cleared, mask=hex(marks.mask))
 
 
-def renew(config: Config, reread: Callable[[], Config]) -> Config | None:
-    """The configuration as it is now; None, and a line in the log, if it cannot be used."""
-    try:
-        renewed = reread()
-    except Exception as error:
-        log.error("reload_failed", reason=str(error))
-        return None
-    if renewed.gateway != config.gateway:
-        log.warning("reload_in_part", reason="changes in [gateway] take effect when nedge starts again")
-        renewed = renewed.model_copy(update={"gateway": config.gateway})
-    return renewed
+def renew(config: Config, reread: Callable[[], Config] | None) -> tuple[Config, list[str]]:
+    """The configuration as it is now, and what of it has to wait. Raises if it cannot be used."""
+    if reread is None:
+        raise ConfigError("there is no file to read again: nedge was started without --config")
+    renewed, notes = reread(), []
+    for section in ("gateway", "control"):
+        former = getattr(config, section)
+        if getattr(renewed, section) != former:
+            notes.append(f"changes in [{section}] take effect when nedge starts again")
+            log.warning("reload_in_part", reason=notes[-1])
+            renewed = renewed.model_copy(update={section: former})
+    return renewed, notes
 
 
 def work(
-    config: Config, make_judging: JudgingMaker, marks: Marks | None, fail_open: bool, number: int, link: Link
+    config: Config,
+    make_judging: JudgingMaker,
+    marks: Marks | None,
+    fail_open: bool,
+    orders: OrderBook,
+    number: int,
+    link: Link,
 ) -> int:
     """What a worker process does: judge what its queue brings, until it is told to stop."""
     gateway = config.gateway
@@ -241,7 +320,9 @@ def work(
         )
         worker.orient(ports[: len(gateway.lan)])
         worker.watch(signals, worker.stop)
+        judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
         worker.report_to(link, judging.renew)
+        worker.answer(lambda: judging.scripts)
         link.send({"ready": True})
         worker.run()
         worker.close()
@@ -263,7 +344,14 @@ def check(config: Config) -> None:
     gateway = config.gateway
     load_modules()
     mask = gateway.mark_mask if gateway.offload else 0
-    problems = probe(gateway.bridge, gateway.lan, gateway.wan, queue=gateway.queue, mark_mask=mask)
+    problems = probe(
+        gateway.bridge,
+        gateway.lan,
+        gateway.wan,
+        queue=gateway.queue,
+        mark_mask=mask,
+        max_flows=config.limits.max_flows,
+    )
     for problem in problems:
         if not problem.fatal:
             log.warning("gateway_doubt", what=problem.text)

@@ -7,7 +7,9 @@ import signal
 import socket
 from collections.abc import Iterator
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HAND_OVER = signal.SIGUSR2
+"""Stop, but leave everything in the kernel to the next start."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, HAND_OVER, signal.SIGHUP)
 
 
 class StopSignals:
@@ -50,7 +52,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def stop_signals(*numbers: signal.Signals) -> Iterator[StopSignals]:
-    """Catch the stop signals (these, or all three) for the length of a block."""
+    """Catch the stop signals (these, or all) for the length of a block."""
     signals = StopSignals(numbers or STOP_SIGNALS)
     try:
         yield signals

@@ -8,6 +8,7 @@ object a message:
                             {"cut": [[ip, seconds in quarantine]]}
     supervisor -> worker    {"hosts": [[ip, vlan, score elsewhere]]},
                             {"renew": configuration, "generation": of marks}
+    and the operator's questions and orders: see `nedge.gateway.answers`
 
 A worker ends when its supervisor does: the rules stay, open or closed as configured, and
 the next start takes them over.
@@ -20,18 +21,17 @@ import ctypes
 import os
 import selectors
 import signal
-import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
-import orjson
 import structlog
 
 from nedge.config import Config
 from nedge.core.marks import Marks
-from nedge.gateway.signals import StopSignals
+from nedge.gateway.link import Link, Message
+from nedge.gateway.signals import HAND_OVER, StopSignals
 from nedge.kernel.errors import KernelError
 
 READY_SECONDS = 15.0
@@ -44,54 +44,10 @@ _RESTART_PAUSES = (0.0, 0.0, 0.2, 0.5, 1.0)
 _YOUNG_SECONDS = 5.0
 GAUGES = frozenset(("live_flows", "live_hosts", "queue_waiting", "lan_wan_swapped"))
 """Of the figures in a heartbeat, those that say how things are; all others count."""
-_LARGEST_MESSAGE = 1 << 18
 HOSTS_PER_MESSAGE = 500
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 log = structlog.get_logger()
-
-Message = dict[str, Any]
-
-
-class Link:
-    """One end of the socket pair. Messages are small; one that does not fit into a full socket is dropped."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        sock.setblocking(False)
-
-    @staticmethod
-    def pair() -> tuple[Link, Link]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return Link(ours), Link(theirs)
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def send(self, message: Message) -> bool:
-        """Whether it was sent; False also if the other end is gone."""
-        try:
-            self._socket.send(orjson.dumps(message))
-        except OSError:
-            return False
-        return True
-
-    def receive(self) -> list[Message] | None:
-        """The messages that are there; None if the other end is gone."""
-        messages: list[Message] = []
-        while True:
-            try:
-                data = self._socket.recv(_LARGEST_MESSAGE)
-            except BlockingIOError:
-                return messages
-            except OSError:
-                return None
-            if not data:
-                return messages or None
-            messages.append(orjson.loads(data))
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class _Child:
@@ -99,6 +55,8 @@ class _Child:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.serial = 0
+        """Counts the starts of all workers; part of the ids of its flows."""
         self.pid = 0
         self.link: Link | None = None
         self.ready = False
@@ -110,6 +68,8 @@ class _Child:
         self.restart_at = 0.0
         self.untold: dict[tuple[str, int], int] = {}
         """Host -> score elsewhere, that it has yet to be told."""
+        self.letters: deque[Message] = deque()
+        """Messages that it has yet to be sent."""
         self.beat: Message = {}
         """Counters, as of the latest heartbeat."""
 
@@ -121,6 +81,22 @@ class _Timer:
         self.due = time.monotonic() + seconds
 
 
+class Attendant(Protocol):
+    """Who asks the workers for the operator, and listens for their answers."""
+
+    def answered(self, number: int, message: Message) -> None:
+        """A worker's answer, or a part of it."""
+
+    def lost(self, number: int) -> None:
+        """A worker is gone, with all that it was asked."""
+
+    def turn(self, now: float) -> None:
+        """Called every quarter of a second at least. `now`: by the monotonic clock."""
+
+    def forked(self) -> None:
+        """In a worker's process: close what is the supervisor's."""
+
+
 class Supervisor:
     """Runs `count` workers; `work(number, link)` is what each does, in its own process."""
 
@@ -129,14 +105,16 @@ class Supervisor:
         self._signals = signals
         self._children = [_Child(number) for number in range(count)]
         self._selector = selectors.DefaultSelector()
-        self.watch(signals, signals.consume)
+        self.watch(signals, lambda _events: signals.consume())
         self._timers: list[_Timer] = []
         self.on_cut: Callable[[str, float], None] | None = None
         """Told of hosts that a worker puts in quarantine, and for how many seconds."""
         self._stopping = False
         self.restarts = 0
+        self._starts = 0
         self._past: Message = {}
         """Counters of workers that are no more."""
+        self.attendant: Attendant | None = None
         self._scores: dict[tuple[str, int], dict[int, int]] = {}
         """Host -> worker -> score there."""
 
@@ -155,9 +133,9 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise KernelError(f"the workers were not ready within {READY_SECONDS:.0f} s")
 
-    def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
-        """Call `ready` while serving whenever `fileobj` is readable."""
-        self._selector.register(fileobj, selectors.EVENT_READ, ready)
+    def watch(self, fileobj: Any, ready: Callable[[int], None], events: int = selectors.EVENT_READ) -> None:
+        """Call `ready` with what happened (EVENT_READ, EVENT_WRITE) whenever one of `events` does."""
+        self._selector.register(fileobj, events, ready)
 
     def every(self, seconds: float, step: Callable[[], None]) -> None:
         """Call `step` while serving about every so many seconds."""
@@ -168,17 +146,51 @@ class Supervisor:
         """A signal to stop has come."""
         return self._signals.stop is not None
 
+    @property
+    def healthy(self) -> bool:
+        """All workers are there, ready, and were heard of late."""
+        deadline = time.monotonic() - HUNG_SECONDS
+        return all(child.pid and child.ready and child.heard >= deadline for child in self._children)
+
     def serve(self, seconds: float = float("inf")) -> None:
         """Look after the workers until a signal comes, or for so many seconds."""
         end = time.monotonic() + seconds
         while not self.stopping and not self._signals.reload and time.monotonic() < end:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
-            self._replace(time.monotonic())
             now = time.monotonic()
+            self._replace(now)
             for timer in self._timers:
                 if timer.due <= now:
                     timer.due = now + timer.seconds
                     timer.step()
+            if self.attendant:
+                self.attendant.turn(now)
+
+    def watch_for(self, fileobj: Any, events: int) -> None:
+        """Other events of something that is watched."""
+        ready = self._selector.get_key(fileobj).data
+        self._selector.modify(fileobj, events, ready)
+
+    def unwatch(self, fileobj: Any) -> None:
+        self._selector.unregister(fileobj)
+
+    def post(self, message: Message) -> list[int]:
+        """Send every worker a message, as soon as it takes it. Gives the numbers of those that there are."""
+        return [child.number for child in self._children if self.post_to(child.number, message)]
+
+    def post_to(self, number: int, message: Message) -> bool:
+        """Send one worker a message; false if there is none now: the next knows what this process knows."""
+        child = self._children[number]
+        if child.link is None:
+            return False
+        child.letters.append(message)
+        self._send_letters(child)
+        return True
+
+    @property
+    def workers(self) -> list[_Child]:
+        """The workers; to be looked at only."""
+        return self._children
 
     def renew(self, work: Callable[[int, Link], int], config: Config, marks: Marks | None) -> None:
         """All workers judge by another configuration from now on; those that start later, too."""
@@ -224,13 +236,14 @@ class Supervisor:
     def _spawn(self, child: _Child) -> None:
         ours, theirs = Link.pair()
         child.link, child.ready, child.failed = ours, False, ""
+        child.serial, self._starts = self._starts, self._starts + 1
         child.started = child.heard = time.monotonic()
         pid = os.fork()
         if pid == 0:
             self._become_worker(child.number, theirs)
         theirs.close()
         child.pid = pid
-        self.watch(ours, partial(self._hear, child))
+        self.watch(ours, lambda _events: self._hear(child))
 
     def _become_worker(self, number: int, link: Link) -> NoReturn:
         """In the child: only what is the worker's stays open. Never returns into the supervisor's code."""
@@ -241,9 +254,12 @@ class Supervisor:
             for child in self._children:
                 if child.link is not None:
                     child.link.close()
+            if self.attendant:
+                self.attendant.forked()
             self._signals.close()
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(HAND_OVER, signal.SIG_IGN)
             status = self._work(number, link)
         except KernelError as error:
             link.send({"failed": str(error)})
@@ -259,11 +275,12 @@ class Supervisor:
                 os.kill(child.pid, number)
 
     def _listen(self, timeout: float) -> None:
-        for key, _events in self._selector.select(timeout):
-            key.data()
+        for key, events in self._selector.select(timeout):
+            key.data(events)
         for child in self._children:
             if child.untold:
                 self._tell(child)
+            self._send_letters(child)
 
     def _hear(self, child: _Child) -> None:
         if child.link is None:  # buried meanwhile
@@ -283,6 +300,8 @@ class Supervisor:
             if self.on_cut is not None:
                 for ip, seconds in message.get("cut", ()):
                     self.on_cut(ip, seconds)
+            if "answer" in message and self.attendant:
+                self.attendant.answered(child.number, message)
             if "ready" in message:
                 self._tell_all(child)
 
@@ -309,7 +328,10 @@ class Supervisor:
         young = now - child.started < _YOUNG_SECONDS
         child.deaths = child.deaths + 1 if young else 0
         child.restart_at = now + _RESTART_PAUSES[min(child.deaths, len(_RESTART_PAUSES) - 1)]
+        child.letters.clear()
         self._forget_scores(child.number)
+        if self.attendant:
+            self.attendant.lost(child.number)
 
     def _replace(self, now: float) -> None:
         """Hung workers are killed; where one is missing, another starts."""
@@ -350,6 +372,10 @@ class Supervisor:
         """A worker is new, or knows nothing: all scores elsewhere are news to it."""
         for host, by_worker in self._scores.items():
             child.untold[host] = sum(by_worker.values()) - by_worker.get(child.number, 0)
+
+    def _send_letters(self, child: _Child) -> None:
+        while child.letters and child.link is not None and child.link.send(child.letters[0]):
+            child.letters.popleft()
 
     def _tell(self, child: _Child) -> None:
         """Send what a worker has yet to be told, as far as it takes it now."""

@@ -11,7 +11,7 @@ import contextlib
 import math
 import selectors
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -22,13 +22,17 @@ from nedge.core.engine import Engine
 from nedge.core.flow import Flow, Share
 from nedge.core.hosts import Host
 from nedge.core.marks import Marks
+from nedge.core.orders import Order
 from nedge.gateway.accounting import Accounting
+from nedge.gateway.answers import Answers, Means
+from nedge.gateway.link import Link
 from nedge.gateway.orientation import Orientation
 from nedge.gateway.rejecting import Rejector
-from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Link
+from nedge.gateway.supervisor import HOSTS_PER_MESSAGE
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
 from nedge.kernel.queue import Judge, PacketQueue
+from nedge.scripts.loader import Script
 
 Mode = Literal["inline", "monitor"]
 
@@ -86,6 +90,9 @@ class Worker:
         was full (fail-open, the kernel passes what comes then, and counts nothing)."""
         self._to_cut: list[tuple[str, float]] = []
         """Hosts, and for how many seconds."""
+        self._answers: Answers | None = None
+        self._gathered: list[tuple[bytes, int]] | None = None
+        """Keys and marks that the kernel is to be told of together."""
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
@@ -118,6 +125,9 @@ class Worker:
         self.every(TICK, lambda: self._guarded(lambda _now: accounting.tick()))
 
         def remark(flow: Flow) -> None:
+            if self._gathered is not None:
+                self._gathered.append((flow.key, self._values[flow.share]))
+                return
             self.queue.flush()  # a mark that waits there must not overwrite this one
             try:
                 conntrack.set_mark(flow.key, self._values[flow.share], marks.mask)
@@ -125,6 +135,22 @@ class Worker:
                 self._engine_failed(error)
 
         self.engine.remark = remark
+
+    @contextlib.contextmanager
+    def _gathering(self) -> Iterator[None]:
+        """Marks that change meanwhile are told to the kernel together. No packet may be judged meanwhile."""
+        changes: list[tuple[bytes, int]] = []
+        self._gathered = changes
+        try:
+            yield
+        finally:
+            self._gathered = None
+            if changes and self._conntrack and self._marks:
+                self.queue.flush()
+                try:
+                    self._conntrack.set_marks(changes, self._marks.mask)
+                except (KernelError, OSError) as error:
+                    self._engine_failed(error)
 
     def _mark_values(self) -> list[int]:
         """The mark for each share. Who only watches drops nothing."""
@@ -190,6 +216,48 @@ class Worker:
         while self._to_cut and self._link.send({"cut": self._to_cut[:HOSTS_PER_MESSAGE]}):
             del self._to_cut[:HOSTS_PER_MESSAGE]
 
+    def answer(self, scripts: Callable[[], list[Script]]) -> None:
+        """Answer the operator's questions, too, that come over the link."""
+        assert self._link is not None
+        means = Means(
+            engine=self.engine,
+            scripts=scripts,
+            clock=self.clock,
+            kernel=self._kernel_view,
+            recall=self._recall,
+            gathering=self._gathering,
+            failed=self._engine_failed,
+        )
+        self._answers = answers = Answers(means, self._link)
+        self.watch(answers, answers.step)
+
+    def _recall(self, order: Order) -> None:
+        if self._accounting:
+            self._accounting.recall(order)
+
+    def _kernel_view(self, flow: Flow) -> dict[str, Any] | None:
+        """What the kernel holds of a flow now; its counters become the flow's. None without offload."""
+        if self._conntrack is None or self._marks is None:
+            return None
+        try:
+            found = self._conntrack.find(flow.key)
+        except (KernelError, OSError) as error:
+            return {"error": str(error)}
+        if found is None:
+            return {"connection": False}
+        sent, received = (found.packets, found.bytes), (found.packets_back, found.bytes_back)
+        self.engine.account(found.key, sent, received, flow.last_seen, gone=False)
+        ours = self._marks.share_of(found.mark), self._marks.generation_of(found.mark)
+        return {
+            "connection": True,
+            "mark": found.mark,
+            "share": ours[0].name.lower(),
+            "generation": ours[1],
+            "current": ours[0] is Share.NONE or ours[1] == self._marks.generation,
+            "packets": [found.packets, found.packets_back],
+            "bytes": [found.bytes, found.bytes_back],
+        }
+
     def _beat(self) -> None:
         assert self._link is not None
         self._tell_cuts()
@@ -202,6 +270,8 @@ class Worker:
         if self._orientation:
             beat["lan_wan_swapped"] = int(self._orientation.swapped)
         self._link.send({"beat": beat})
+        if self._answers:
+            self._answers.resume()
         changed = self.engine.hosts.changed_scores()
         for start in range(0, len(changed), HOSTS_PER_MESSAGE):
             part = changed[start : start + HOSTS_PER_MESSAGE]
@@ -227,6 +297,8 @@ class Worker:
                 self.engine.set_score_elsewhere(ip, vlan, score)
             if "renew" in message:
                 self._take_over(message["renew"], message["generation"])
+            if self._answers:
+                self._answers.hear(message)
 
     def _take_over(self, config: dict[str, Any], generation: int) -> None:
         """Another configuration. It has been checked; should it fail here, another worker starts."""
@@ -276,6 +348,8 @@ class Worker:
         self._selector.close()
         if self._link is not None:
             self._look_at_queue()
+        if self._answers:
+            self._answers.close()
         self.queue.close()
         self._queue_figures["queue_waiting"] = 0
         if self._accounting:

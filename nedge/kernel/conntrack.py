@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nedge.core.flow import Share
@@ -23,6 +23,8 @@ from nedge.kernel.errors import KernelError
 
 RECEIVE_BUFFER = 16 << 20
 _READ = 1 << 16
+_EVENTS, _EVENT_SIZE = 16, 1 << 13
+"""Events that are read at once, and the largest. (One has a few hundred bytes.)"""
 _BATCH = 100
 """Messages that are sent in one go."""
 _DUMP_SECONDS = 2.0
@@ -49,6 +51,12 @@ _attribute = struct.Struct("=HH")
 _be32 = struct.Struct("!I")
 _be64 = struct.Struct("!Q")
 _WITH_PORTS = frozenset((TCP, UDP, SCTP))
+
+# Attributes as they nearly always are, read in one go.
+_ip4_with_ports = struct.Struct("=12x4s4x4s8xB7x2s6x2s2x")
+"""CTA_TUPLE_ORIG: its addresses, L4 protocol, ports."""
+_both_counters = struct.Struct("!8xQ4xQ")
+"""CTA_COUNTERS_*: packets, bytes."""
 
 
 class Connection(NamedTuple):
@@ -97,6 +105,26 @@ class Conntrack:
                 return True
         return False
 
+    def set_marks(self, changes: Sequence[tuple[bytes, int]], mask: int) -> None:
+        """Change the masked bits of many marks, by key and value; passes over connections that are gone."""
+        for start in range(0, len(changes), _BATCH):
+            batch = changes[start : start + _BATCH]
+            # Without asking for answers: the kernel tells of those that it refuses, before `send` returns.
+            self._control.send(b"".join(_set_mark(key, value, mask, _REQUEST) for key, value in batch))
+            while select.select([self._control], [], [], 0)[0]:
+                for code in _refusals(self._control.recv(_READ)):
+                    if code != errno.ENOENT:
+                        raise KernelError(f"conntrack refused a mark: {os.strerror(code)}")
+
+    def find(self, key: bytes) -> Connection | None:
+        """The connection as it is now, by either direction's key; None: there is none."""
+        self._control.send(_message(_GET, _REQUEST, _family(key), _identity(key)))
+        answer = self._control.recv(_READ)
+        for code in _refusals(answer):
+            if code != errno.ENOENT:
+                raise KernelError(f"conntrack refused to tell of a connection: {os.strerror(code)}")
+        return next((connection for _, connection in _connections(answer, gone=False)), None)
+
     def _request(self, message: bytes) -> bool:
         self._control.send(message)
         answer = self._control.recv(_READ)
@@ -114,17 +142,23 @@ class Conntrack:
         return self._events.fileno()
 
     def ended(self) -> list[Connection]:
-        """Connections that ended since the last call, with their final counters. Does not block."""
-        try:
-            data = self._events.recv(_READ)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self.lost_events += 1
-            return []
-        return [connection for _, connection in _connections(data, gone=True) if connection is not None]
+        """Some connections that ended, with their final counters. Does not block.
+
+        Not all at once, as packets may wait: `fileno` is readable while there are more.
+        """
+        found: list[Connection] = []
+        for _ in range(_EVENTS):  # each comes as a message of its own
+            try:
+                data = self._events.recv(_EVENT_SIZE)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost_events += 1
+                break
+            found += [connection for _, connection in _connections(data, gone=True) if connection is not None]
+        return found
 
     # Dumps
 
@@ -214,14 +248,17 @@ def _u32(kind: int, value: int) -> bytes:
 
 
 def _set_mark(key: bytes, value: int, mask: int, flags: int) -> bytes:
-    attributes = _tuple(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
-    if key[0] or key[1]:
-        attributes += _attr(_ZONE, key[:2])
+    attributes = _identity(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
     return _message(_NEW, flags, _family(key), attributes)
 
 
 def _family(key: bytes) -> int:
     return socket.AF_INET6 if len(key) > HEAD_LENGTH + 12 else socket.AF_INET
+
+
+def _identity(key: bytes) -> bytes:
+    """What names a connection: CTA_TUPLE_ORIG, and its zone if it has one."""
+    return _tuple(key) + _attr(_ZONE, key[:2]) if key[0] or key[1] else _tuple(key)
 
 
 def _tuple(key: bytes) -> bytes:
@@ -236,6 +273,16 @@ def _tuple(key: bytes) -> bytes:
     return _attr(
         _TUPLE_ORIG | _NESTED, _attr(_TUPLE_IP | _NESTED, addresses) + _attr(_TUPLE_PROTO | _NESTED, proto)
     )
+
+
+def _refusals(data: bytes) -> Iterator[int]:
+    """Error codes in a read."""
+    at = 0
+    while at + 20 <= len(data):
+        length, kind, _, _, _ = _header.unpack_from(data, at)
+        if kind == _NLMSG_ERROR:
+            yield -struct.unpack_from("=i", data, at + 16)[0]
+        at += max(16, length + 3 & ~3)
 
 
 def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection | None]]:
@@ -258,11 +305,11 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
             width, name = attribute(data, cursor)
             name &= 0x3FFF
             if name == _TUPLE_ORIG:
-                key = _parse_tuple(data, cursor + 4, cursor + width)
+                key = _parse_tuple(data, cursor, width)
             elif name == _COUNTERS_ORIG:
-                packets, size = _parse_counters(data, cursor + 4, cursor + width)
+                packets, size = _parse_counters(data, cursor, width)
             elif name == _COUNTERS_REPLY:
-                packets_back, size_back = _parse_counters(data, cursor + 4, cursor + width)
+                packets_back, size_back = _parse_counters(data, cursor, width)
             elif name == _MARK:
                 (mark,) = _be32.unpack_from(data, cursor + 4)
             elif name == _ZONE:
@@ -277,8 +324,14 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
         at += length + 3 & ~3
 
 
-def _parse_tuple(data: bytes, at: int, end: int) -> bytes:
-    """CTA_TUPLE_ORIG as a flow key."""
+def _parse_tuple(data: bytes, at: int, width: int) -> bytes:
+    """CTA_TUPLE_ORIG, so many bytes, as a flow key."""
+    if width == _ip4_with_ports.size:
+        source, target, proto, source_port, target_port = _ip4_with_ports.unpack_from(data, at)
+        ports = source_port + target_port if proto in _WITH_PORTS else bytes(4)
+        return b"".join((bytes((0, 0, proto)), source, target, ports))
+    end = at + width
+    at += 4
     attribute = _attribute.unpack_from
     addresses, proto, ports = b"", 0, bytes(4)
     while at + 4 <= end:
@@ -297,8 +350,13 @@ def _parse_tuple(data: bytes, at: int, end: int) -> bytes:
     return bytes((0, 0, proto)) + addresses + ports
 
 
-def _parse_counters(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _parse_counters(data: bytes, at: int, width: int) -> tuple[int, int]:
     packets = size = 0
+    if width == _both_counters.size:
+        packets, size = _both_counters.unpack_from(data, at)
+        return packets, size
+    end = at + width
+    at += 4
     while at + 12 <= end:
         width, name = _attribute.unpack_from(data, at)
         (value,) = _be64.unpack_from(data, at + 4)

@@ -4,6 +4,7 @@ One file per bridge, under a directory per network namespace:
 
     /run/nedge/<namespace>/<bridge>.json    what was there before, one section per owner
     /run/nedge/<namespace>/<bridge>.lock    held (flock) by the gateway that runs on this bridge
+    /run/nedge/<namespace>/<bridge>.sock    where it listens for the operator, unless configured otherwise
 
 Sections are written *before* the change that they describe and dropped after it is undone.
 """
@@ -23,6 +24,7 @@ from typing import Any
 from nedge.kernel.errors import KernelError
 
 RUN_DIR = Path("/run/nedge")
+SOCKET = ".sock"
 _SO_NETNS_COOKIE = 71  # Linux 5.14; not yet in Python's socket module
 
 Section = dict[str, Any]
@@ -100,12 +102,33 @@ class State:
         """Let another process have this bridge."""
         if self._lock < 0:
             return
+        (self.directory / f"{self.bridge}{SOCKET}").unlink(missing_ok=True)  # a crash may have left it
         self._lock_path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: a record, or another bridge's
             self.directory.rmdir()
             self.directory.parent.rmdir()
         os.close(self._lock)
         self._lock = -1
+
+    def socket(self, *, shared: bool) -> Path:
+        """Where the gateway listens for the operator. `shared`: others than root can get there, too."""
+        if shared:
+            self.directory.chmod(0o755)
+        return self.directory / f"{self.bridge}{SOCKET}"
+
+    def peek(self) -> tuple[dict[str, Section], str | None]:
+        """The record as it is, and the process id of the gateway that runs; None if none does.
+
+        For who only looks: locks and changes nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return self._read(), os.read(lock, 20).decode().strip()
+            finally:
+                os.close(lock)
+        return self._read(), None
 
     def get(self, section: str) -> Section | None:
         """What is recorded under this name, None if nothing is."""

@@ -67,7 +67,12 @@ class Flow:
         """
         status = _status(flow_status_type)
         return self._flow.set_status(
-            status, _score(flow_score), _score(cli_score), _score(srv_score), self._script
+            status,
+            _score(flow_score),
+            _score(cli_score),
+            _score(srv_score),
+            self._script,
+            now=self._call.now,
         )
 
     def clearStatus(self, flow_status_type: StatusType) -> None:

@@ -106,6 +106,8 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         lists.malware_hosts = ["a.txt", "/b.txt"]
         geoip.country_database = "c.mmdb"
         eve.path = "~/eve.json"
+        control.socket = "s.sock"
+        control.state = "s"
         scripts.directories = ["d", "../e"]
         """)
     monkeypatch.chdir("/")
@@ -114,6 +116,7 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
     assert config.lists.malware_hosts == [tmp_path / "a.txt", Path("/b.txt")]
     assert config.geoip.country_database == tmp_path / "c.mmdb"
     assert config.eve.path == Path("/home/x/eve.json")
+    assert (config.control.socket, config.control.state) == (tmp_path / "s.sock", tmp_path / "s")
     assert config.scripts.directories == [tmp_path / "d", tmp_path / "../e"]
 
 
@@ -159,6 +162,8 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         ("[lists]\nmalware_hosts = 'x'", ["lists.malware_hosts", "'x'", "list"]),
         ("[geoip]\ncountry_database = 5", ["geoip.country_database", "5", "path"]),
         ("[dpi]\nwatch_http = 'maybe'", ["dpi.watch_http", "'maybe'", "boolean"]),
+        ("[control]\ngroup = 'no-such'", ["control.group", "'no-such'", "group of this machine"]),
+        ("[control]\nsocket = 5", ["control.socket", "5", "path"]),
         ("[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info', 'warning' or 'error'"]),
         ("[scripts]\ndirectories = 'x'", ["scripts.directories", "'x'", "list"]),
         ("[gateway\n", ["not valid TOML", "line 1"]),
@@ -345,7 +350,13 @@ def test_example_has_every_key() -> None:
         for key in model.model_fields
         if key not in in_force[name]
     }
-    assert commented == {"geoip.country_database", "eve.path", "scripts.directories"}
+    assert commented == {
+        "geoip.country_database",
+        "eve.path",
+        "control.socket",
+        "control.group",
+        "scripts.directories",
+    }
 
 
 def test_example_is_the_defaults() -> None:

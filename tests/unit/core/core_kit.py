@@ -16,8 +16,9 @@ from nedge.core.facts import Classification, Facts
 from nedge.core.hooks import Hook, HookCall
 from nedge.core.hosts import Directory
 from nedge.core.inspection import Inspector, NameLists
+from nedge.core.orders import Order, parse_target
 from nedge.core.packet import Packet, decode
-from nedge.core.verdict import Policy
+from nedge.core.verdict import Operator, Policy
 
 CLIENT, SERVER, OTHER = "10.0.0.1", "198.51.100.2", "10.0.0.9"
 CLIENT6, SERVER6 = "fd00::1", "2001:db8::2"
@@ -250,6 +251,8 @@ class Rig:
         names: NameLists | None = None,
     ) -> None:
         self.events: list[Event] = []
+        self.orders = 0
+        """The number of the latest order."""
         self.classifier = classifier or StubClassifier()
         self.scripts = scripts
         self.engine = Engine(
@@ -264,6 +267,13 @@ class Rig:
     def feed(self, data: bytes, at: float = 0.0, vlan: int = 0, mac: bytes = b"") -> int:
         """Judge one packet, `at` seconds after T0."""
         return self.engine.packet(data, T0 + at, vlan, mac)
+
+    def order(self, word: Operator, target: str, **fields: Any) -> int:
+        """The operator orders; gives how many flows that changed. Targets as the operator types them."""
+        kind, spelling = parse_target(target)
+        self.orders += 1
+        order = Order(id=self.orders, word=word, kind=kind, target=spelling, **fields)
+        return sum(self.engine.give(order, self.engine.now))
 
     def of(self, kind: type) -> list[Any]:
         """The events of a kind, so far."""

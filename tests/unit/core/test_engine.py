@@ -713,16 +713,13 @@ def test_operator_blocks_a_host() -> None:
     rig = Rig()
     rig.feed(c2s(sport=1))
     rig.feed(c2s(sport=2, src=OTHER))
-    host = flows(rig)[0].client
-    host.operator = Operator.BLOCK
-    rig.engine.rejudge(host, rig.engine.now)
+    assert rig.order(Operator.BLOCK, CLIENT) == 1
     assert rig.feed(c2s(sport=1)) is DROP
     assert rig.feed(c2s(sport=3)) is DROP  # new flows too, at once
     assert rig.feed(c2s(sport=2, src=OTHER)) is PASS
     rig.engine.advance(T0 + 100)
     assert rig.feed(c2s(sport=4), 100) is DROP  # also after all its flows are gone
-    host.operator = Operator.NONE
-    rig.engine.rejudge(host, rig.engine.now)
+    assert sum(rig.engine.forget(1, rig.engine.now)) == 1
     assert rig.feed(c2s(sport=4), 100) is PASS
 
 
@@ -730,8 +727,8 @@ def test_operators_unblock_of_a_host_beats_a_block_of_the_other() -> None:
     rig = Rig()
     rig.feed(c2s())
     flow = the_flow(rig)
-    flow.client.operator, flow.server.operator = Operator.UNBLOCK, Operator.BLOCK
-    rig.engine.rejudge(None, rig.engine.now)
+    rig.order(Operator.UNBLOCK, CLIENT)
+    rig.order(Operator.BLOCK, SERVER)
     assert flow.verdict.rule is Rule.OPERATOR_UNBLOCK
     flow.operator = Operator.BLOCK  # a word on the flow itself beats both
     rig.engine.judge(flow, rig.engine.now)
@@ -961,9 +958,7 @@ def test_quarantine_of_a_host_is_not_its_peers() -> None:
 def test_operator_and_allow_list_beat_the_quarantine() -> None:
     rig = quarantine_rig(100)
     rig.feed(ask("bad.example"))
-    host = the_flow(rig).client
-    host.operator = Operator.UNBLOCK
-    rig.engine.rejudge(host, T0)
+    rig.order(Operator.UNBLOCK, CLIENT)
     assert rig.feed(c2s(sport=5)) is PASS
     allowed = quarantine_rig(100)
     allowed.engine.hosts.replace_directory(Directory(allowed=NetworkSet([CLIENT])))

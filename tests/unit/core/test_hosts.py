@@ -128,16 +128,48 @@ def test_forgotten_with_its_last_flow() -> None:
     assert book.acquire(A, 0) is not a
 
 
-@pytest.mark.parametrize("word", [Operator.BLOCK, Operator.UNBLOCK])
-def test_an_operators_word_is_remembered(word: Operator) -> None:
+def test_a_new_host_has_the_operators_word() -> None:
+    """And so needs not be remembered for it: a network of any size can have one."""
     book = HostBook(Directory())
+    book.word_on = {"10.0.0.1": Operator.BLOCK}.get  # type: ignore[assignment]
     a = book.acquire(A, 0)
-    a.operator = word
+    assert a.operator is Operator.BLOCK
+    assert book.acquire(B, 0).operator is None
     book.release(a, 0)
-    assert book.acquire(A, 0) is a
-    a.operator = Operator.NONE
+    assert [host.ip for host in book] == ["192.0.2.1"]
+    assert book.acquire(A, 7).operator is Operator.BLOCK
+
+
+def test_what_is_forgiven_is_not_held_against_a_host() -> None:
+    host = Host(A, 0)
+    host.score_as_client = host.forgiven = 500
+    assert (host.score, host.held_score) == (500, 0)
+    host.score_as_server = 30
+    assert host.held_score == 30
+    host.score_as_client, host.score_as_server = 100, 0
+    assert host.held_score == 0
+    host.score_as_client = 250  # the rest was forgiven once, not for ever
+    assert host.held_score == 150
+
+
+def test_scores_elsewhere_are_forgiven_too_also_of_hosts_that_are_not_here() -> None:
+    book = HostBook(Directory())
+    book.set_score_elsewhere("10.0.0.1", 0, 400)
+    book.set_score_elsewhere("192.0.2.1", 0, 400)
+    six = book.acquire(SIX, 4095)
+    six.score_as_client = 50
+    book.forgive("10.0.0.1")
+    assert six.held_score == 50
+    book.forgive("2001:db8::1")
+    assert six.held_score == 0
+    a = book.acquire(A, 0)
+    assert (a.score, a.held_score, book.acquire(B, 0).held_score) == (400, 0, 400)
+    book.set_score_elsewhere("10.0.0.1", 0, 410)
+    assert a.held_score == 10
     book.release(a, 0)
-    assert len(book) == 0
+    book.set_score_elsewhere("10.0.0.1", 0, 0)  # all of that has ended
+    book.set_score_elsewhere("10.0.0.1", 0, 400)
+    assert book.acquire(A, 0).held_score == 400
 
 
 def test_a_quarantine_is_remembered_to_its_end() -> None:

@@ -264,3 +264,66 @@ def test_udp_and_tcp_on_the_same_ports_are_apart() -> None:
     one = flow(5)
     table.add(one)
     assert table.get(decoded(ip4(17, udp(sport=5, dport=80))).key) is None
+
+
+def test_a_walk_finds_all() -> None:
+    table = FlowTable(100)
+    for number in range(1, 9):
+        table.add(flow(number))
+    for each in list(table):
+        table.wake_at(each, each.id % 3)
+        table.wake_at(each, each.id % 4)  # it stands in two buckets then, and counts in one
+    assert set(ids(table.walk())) == set(range(1, 9))
+    assert ids(FlowTable(1).walk()) == []
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("walk"), st.just(0), st.just(0)),
+        st.tuples(st.just("wake"), st.integers(1, 8), st.integers(0, 4)),
+        st.tuples(st.just("due"), st.integers(0, 4), st.integers(1, 4)),
+        st.tuples(st.just("add"), st.integers(11, 14), st.integers(0, 4)),
+        st.tuples(st.just("remove"), st.integers(11, 14), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@given(st.lists(st.integers(0, 4), min_size=8, max_size=8), STEPS)
+@settings(max_examples=300)
+def test_a_walk_never_misses_a_flow_that_stays(timers: list[int], steps: list[tuple[str, int, int]]) -> None:
+    """Whatever happens between its steps: timers set earlier or later, flows that come and go."""
+    table = FlowTable(100)
+    staying = [flow(number) for number in range(1, 9)]
+    others = {number: flow(number) for number in range(11, 15)}
+    for each, timer in zip(staying, timers, strict=True):
+        table.add(each)
+        table.wake_at(each, timer)
+    walk, seen = table.walk(), []
+    for what, first, second in steps:
+        if what == "walk":
+            seen += [found for found in [next(walk, None)] if found]
+        elif what == "wake":
+            table.wake_at(staying[first - 1], second)
+        elif what == "due":
+            for when, found in table.due(first):
+                table.wake_at(found, when + second)
+        elif what == "add" and others[first] not in table:
+            table.add(others[first])
+            table.wake_at(others[first], second)
+        elif what == "remove":
+            table.remove(others[first])
+    seen += list(walk)
+    assert {found.id for found in staying} <= set(ids(seen))
+    assert set(ids(seen)) <= {found.id for found in staying} | set(others)
+
+
+def test_a_walk_that_is_given_up_leaves_nothing() -> None:
+    table = FlowTable(10)
+    table.add(flow(1))
+    table.wake_at(next(iter(table)), 5)
+    walk = table.walk()
+    next(walk)
+    assert len(table._walks) == 1
+    walk.close()
+    assert table._walks == []
