@@ -23,6 +23,7 @@ from nedge.core.flow import Flow, Share
 from nedge.core.hosts import Host
 from nedge.core.marks import Marks
 from nedge.core.orders import Order
+from nedge.core.packet import ICMP, ICMPV6
 from nedge.gateway.accounting import Accounting
 from nedge.gateway.answers import Answers, Means
 from nedge.gateway.link import Link
@@ -239,6 +240,8 @@ class Worker:
         """What the kernel holds of a flow now; its counters become the flow's. None without offload."""
         if self._conntrack is None or self._marks is None:
             return None
+        if flow.proto in (ICMP, ICMPV6) or flow.tunnelled:  # its connections are others than our flows
+            return {"connection": False}
         try:
             found = self._conntrack.find(flow.key)
         except (KernelError, OSError) as error:

@@ -112,8 +112,9 @@ class State:
 
     def socket(self, *, shared: bool) -> Path:
         """Where the gateway listens for the operator. `shared`: others than root can get there, too."""
-        if shared:
-            self.directory.chmod(0o755)
+        for directory in (self.directory, self.directory.parent) if shared else ():
+            if directory in (self.directory, RUN_DIR):
+                directory.chmod(0o755)
         return self.directory / f"{self.bridge}{SOCKET}"
 
     def peek(self) -> tuple[dict[str, Section], str | None]:

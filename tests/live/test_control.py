@@ -274,18 +274,17 @@ def test_a_damaged_file_of_orders_is_set_aside(lab: Lab, servers: ServerSet) -> 
 @pytest.mark.parametrize("who", ["gateway", "worker"])
 def test_connections_that_a_crash_left_are_reached(lab: Lab, servers: ServerSet, who: str) -> None:
     """The kernel goes on passing them, and no worker knows them."""
-    with kept(lab, "www.example") as connection:
-        with Gateway(lab, CONFIG) as gateway:
-            assert connection.ask() == "answered"
-            (worker,) = workers(lab, gateway)
-            if who == "worker":
-                os.kill(worker, signal.SIGKILL)
-                until(lambda: gateway.log.count('"worker_ready"') == 2)
-                reached(lab, connection)
-            else:
-                os.kill(gateway.pid, signal.SIGKILL)
-                until(lambda: not Path(f"/proc/{worker}").exists())
-        if who == "gateway":
+    with Gateway(lab, CONFIG) as gateway, kept(lab, "www.example") as connection:
+        assert connection.ask() == "answered"
+        (worker,) = workers(lab, gateway)
+        if who == "worker":
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: gateway.log.count('"worker_ready"') == 2)
+            reached(lab, connection)
+        else:
+            os.kill(gateway.pid, signal.SIGKILL)
+            until(lambda: not Path(f"/proc/{worker}").exists())
+            gateway.stop()
             with Gateway(lab, CONFIG):
                 reached(lab, connection)
 

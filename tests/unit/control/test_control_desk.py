@@ -185,6 +185,7 @@ def test_scripts(office: Office) -> None:
         [script for script in office.records(command="scripts") if script["script"] == key]
         for key in ("judge_names", "quiet")
     )
+    first.sort(key=lambda script: -script["calls"])  # workers answer in any order
     assert [script["calls"] for script in first] == [2, 1]
     assert [(script["statuses_set"], script["flows_dropped"]) for script in first] == [(1, 1), (1, 0)]
     assert all(script["time_ns"] > 0 for script in first)
@@ -538,6 +539,7 @@ def test_work_comes_in_slices(office: Office, monkeypatch: pytest.MonkeyPatch) -
     """Packets are judged between: here one flow of them after each step."""
     many(office, 2000)
     monkeypatch.setattr(answers, "SLICE", 0.0)  # every step ends at once
+    monkeypatch.setattr(answers, "PATIENCE", 100.0)
     client = Raw(office, office.server.path)
     client.ask(command="block", target="10.0.0.0/8")
     for number in range(20):
@@ -562,9 +564,13 @@ def test_an_order_is_answered_before_it_has_come_to_all_flows(office: Office, mo
     assert office.records(command="flows", host="10.0.0.0/8", verdict="pass") == []
 
 
-def test_an_order_is_obeyed_to_its_end_though_its_client_has_left(office: Office, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("patience", [0.03, 100.0])
+def test_an_order_is_obeyed_to_its_end_though_its_client_has_left(
+    office: Office, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
     many(office, 2000)
     monkeypatch.setattr(answers, "SLICE", 0.0)
+    monkeypatch.setattr(answers, "PATIENCE", patience)
     client = Raw(office, office.server.path)
     client.ask(command="block", target="10.0.0.0/8")
     for _ in range(20):
@@ -572,8 +578,9 @@ def test_an_order_is_obeyed_to_its_end_though_its_client_has_left(office: Office
     client.close()
     office.until(lambda: not office.server.clients)
     assert office.workers[0].answers._jobs
+    time.sleep(0.05)  # as if the work took long
     office.until(lambda: not office.workers[0].answers._jobs)
-    monkeypatch.undo()
+    monkeypatch.setattr(answers, "SLICE", 0.01)
     assert office.records(command="flows", host="10.0.0.0/8", verdict="pass") == []
 
 
