@@ -68,7 +68,6 @@ checked=$fresh
 "$NEDGE" doctor --config "$checked" >&2 ||
     fail "not installed: the doctor found errors, above. Nothing was changed, but for Debian packages"
 
-sh "$release/system/system.sh" prepare
 trap - EXIT INT TERM
 install -d -m 755 /etc/nedge
 [ -e $config ] || install -m 644 "$fresh" $config
@@ -85,6 +84,7 @@ fi
 install -m 644 "$release/system/sysctl.conf" /etc/sysctl.d/10-nedge.conf
 install -m 644 "$release/system/modules-load.conf" /etc/modules-load.d/nedge.conf
 install -m 644 "$release/system/tmpfiles.conf" /etc/tmpfiles.d/nedge.conf
+sh "$release/system/system.sh" prepare
 former=$(readlink $home/current) || former=
 ln -sfn "$release" $home/current
 ln -sfn $home/current/venv/bin/nedge /usr/local/bin/nedge

@@ -164,6 +164,8 @@ class Machine:
             if self._leader:
                 state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
                 if state in ("running", "degraded"):
+                    # On a machine of its own a system may set sysctls; nspawn would not let it.
+                    self.run("mount", "-o", "remount,bind,rw", "/proc/sys")
                     return
             assert nspawn.poll() is None, (self.root.parent / "console").read_text(errors="replace")
             assert time.monotonic() < deadline, "the machine did not boot"

@@ -17,6 +17,7 @@ Boot = Callable[[Path], Machine]
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"}
 BLOCKED = '\n[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
 SYSCTLS = (
+    "net.ipv4.ip_forward",
     "net.netfilter.nf_conntrack_max",
     "net.netfilter.nf_conntrack_acct",
     "net.ipv6.conf.lan0.disable_ipv6",
@@ -67,6 +68,12 @@ def test_its_whole_life(lab: Lab, machine: Machine) -> None:
     assert https(lab, "www.example")
     assert https(lab, "blocked.example")
     assert machine.run("nedge", "doctor", "--config", "/etc/nedge/nedge.toml", check=False).returncode == 0
+
+    # None of our settings can be written in a network namespace: one more.
+    machine.run("sh", "-c", "echo '-net.ipv4.ip_forward = 1' >>/etc/sysctl.d/10-nedge.conf")
+    settings_of = {"NEDGE": "nedge", "SETTINGS": "/etc/sysctl.d/10-nedge.conf"}
+    machine.run("sh", "/opt/nedge/current/system/system.sh", "prepare", env=settings_of)
+    assert settings(machine) == were.replace("ip_forward = 0", "ip_forward = 1") != were
 
     machine.run("sh", "-c", f"printf '{BLOCKED}' >>/etc/nedge/nedge.toml")
     machine.run("systemctl", "reload", "nedge")

@@ -54,7 +54,8 @@ def chroot(bare_root: Path, package: Path, tmp_path: Path) -> Iterator[Callable[
     with in_memory(tmp_path / "root", bare_root) as root, ExitStack() as stack:
         shutil.copy(package, root / "tmp")
         write_pcap(root / "tmp/x.pcap", packets)
-        call(["mount", "-t", "proc", "proc", root / "proc"])
+        # Read-only: the sysctls there are those of the machine that runs the test.
+        call(["mount", "-t", "proc", "-o", "ro", "proc", root / "proc"])
         stack.callback(call, ["umount", root / "proc"])
         yield lambda *argv: call(
             ["chroot", root, "env", "-i", "PATH=/usr/sbin:/usr/bin", "DEBIAN_FRONTEND=noninteractive", *argv]
