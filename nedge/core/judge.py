@@ -108,15 +108,16 @@ class Judge:
     def evidence(self, flow: Flow, now: float) -> Evidence:
         """What the verdict is made from."""
         client, server = flow.client, flow.server
+        limited = self.policy.host_drop_score
         return Evidence(
-            detected=flow.detected,
-            operator=_strongest(flow.operator, client.operator, server.operator),
-            allowed=client.allowed or server.allowed,
-            status_map=flow.status_map,
-            score=flow.score,
-            client_score=self._host_score(client, now) if self.policy.host_drop_score else 0,
-            server_score=self._host_score(server, now) if self.policy.host_drop_score else 0,
-            failures=flow.failures,
+            flow.detected,
+            _strongest(flow.operator, client.operator, server.operator),
+            client.allowed or server.allowed,
+            flow.status_map,
+            flow.score,
+            self._host_score(client, now) if limited else 0,
+            self._host_score(server, now) if limited else 0,
+            flow.failures,
         )
 
     def _host_score(self, host: Host, now: float) -> int:
@@ -193,4 +194,4 @@ class Judge:
 
 def _strongest(flow: Operator, client: Operator, server: Operator) -> Operator:
     """A word on the flow itself beats one on its hosts; unblock beats block."""
-    return flow or max(client, server)
+    return flow or (client if client >= server else server)

@@ -111,9 +111,9 @@ CLEAN = Verdict(Action.PASS, Rule.CLEAN)
 
 def decide(evidence: Evidence, policy: Policy) -> Verdict:
     """Judge a flow. The first rule that speaks wins."""
-    if evidence.operator is Operator.UNBLOCK:
-        return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK)
-    if evidence.operator is Operator.BLOCK:
+    if evidence.operator:
+        if evidence.operator is Operator.UNBLOCK:
+            return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK)
         return Verdict(policy.block_action, Rule.OPERATOR_BLOCK)
     if evidence.allowed:
         return Verdict(Action.PASS, Rule.ALLOW_LIST)
