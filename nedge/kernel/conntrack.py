@@ -51,7 +51,6 @@ _attribute = struct.Struct("=HH")
 _be32 = struct.Struct("!I")
 _be64 = struct.Struct("!Q")
 _WITH_PORTS = frozenset((TCP, UDP, SCTP))
-_NO_PORT = bytes(2)
 
 # Attributes as they nearly always are, read in one go.
 _ip4_with_ports = struct.Struct("=12x4s4x4s8xB7x2s6x2s2x")
@@ -295,9 +294,9 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
 def _parse_tuple(data: bytes, at: int, width: int) -> bytes:
     """CTA_TUPLE_ORIG, so many bytes, as a flow key."""
     if width == _ip4_with_ports.size:
-        source, target, proto, source_port, target_port = _ip4_with_ports.unpack_from(data, at)
-        ports = (source_port, target_port) if proto in _WITH_PORTS else (_NO_PORT, _NO_PORT)
-        return b"".join((bytes((0, 0, proto)), source, target, *ports))
+        source, target, proto, *both = _ip4_with_ports.unpack_from(data, at)
+        ports: bytes = b"".join(both) if proto in _WITH_PORTS else bytes(4)
+        return b"".join((bytes((0, 0, proto)), source, target, ports))
     end = at + width
     at += 4
     attribute = _attribute.unpack_from
