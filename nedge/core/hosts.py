@@ -119,7 +119,7 @@ class Directory:
         """Neither broadcast nor multicast, as ntopng counts them."""
         if ip in self._not_unicast or ip in ("255.255.255.255", "0.0.0.0"):  # noqa: S104
             return False
-        return not ip_address(ip).is_multicast
+        return not _is_multicast(ip)
 
     def describe(self, host: Host) -> None:
         """Fill in what depends on lists and configuration."""
@@ -128,6 +128,14 @@ class Directory:
         host.unicast = self.is_unicast(ip)
         host.blacklisted = ip in self._malware
         host.allowed = ip in self._own or ip in self._allowed
+
+
+def _is_multicast(ip: str) -> bool:
+    """224.0.0.0/4 and ff00::/8. (`ipaddress` takes ten times as long.)"""
+    if ":" not in ip:
+        return 224 <= int(ip.partition(".")[0]) < 240
+    first = ip.partition(":")[0]
+    return len(first) == 4 and first.startswith("ff")
 
 
 class HostBook:

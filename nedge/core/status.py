@@ -208,7 +208,12 @@ STATUS_BY_KEY: dict[int, StatusType] = {status.status_key: status for status in 
 
 def status_keys(status_map: int) -> list[int]:
     """Keys of the bits set in a bitmap, in order."""
-    return [key for key in range(LAST_KEY + 1) if status_map >> key & 1]
+    keys = []
+    while status_map:
+        lowest = status_map & -status_map
+        keys.append(lowest.bit_length() - 1)
+        status_map ^= lowest
+    return keys
 
 
 def status_names(status_map: int) -> list[str]:

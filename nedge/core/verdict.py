@@ -113,9 +113,9 @@ CLEAN = Verdict(Action.PASS, Rule.CLEAN)
 
 def decide(evidence: Evidence, policy: Policy) -> Verdict:
     """Judge a flow. The first rule that speaks wins."""
-    if evidence.operator is Operator.UNBLOCK:
-        return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK, evidence.order)
-    if evidence.operator is Operator.BLOCK:
+    if evidence.operator:
+        if evidence.operator is Operator.UNBLOCK:
+            return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK, evidence.order)
         return Verdict(policy.block_action, Rule.OPERATOR_BLOCK, evidence.order)
     if evidence.allowed:
         return Verdict(Action.PASS, Rule.ALLOW_LIST)

@@ -65,7 +65,7 @@ class Accounting:
             self._next_reading = now + READING_SECONDS
             self._next_eviction = now + EVICTION_SECONDS
             self._begin()
-        elif now >= self._next_eviction:
+        elif now >= self._next_eviction and self._engine.table.count:
             self._next_eviction = now + EVICTION_SECONDS
             # A generation without a share is never set.
             self._conntrack.start_dump(self._marks.mask & ~self._marks.share_mask, self._marks.mask)

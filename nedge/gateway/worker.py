@@ -333,18 +333,24 @@ class Worker:
     def run(self, seconds: float = math.inf) -> None:
         """The loop, until `stop()` or for so many seconds."""
         end = time.monotonic() + seconds
+        due = self._first_due()
         while not self._stopping and (now := time.monotonic()) < end:
-            due = min(timer.due for timer in self._timers)
             patience = 0.0 if self.engine.late else max(0.0, min(due, end) - now)
             for key, _events in self._selector.select(patience):
                 key.data()
             if self.engine.late:
                 self._guarded(partial(self.engine.advance, at_most=IDLE_SLICE))
             now = time.monotonic()
+            if now < due:
+                continue
             for timer in self._timers:
                 if timer.due <= now:
                     timer.due = now + timer.seconds
                     timer.step()
+            due = self._first_due()
+
+    def _first_due(self) -> float:
+        return min(timer.due for timer in self._timers)
 
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""

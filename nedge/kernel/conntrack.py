@@ -327,8 +327,8 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
 def _parse_tuple(data: bytes, at: int, width: int) -> bytes:
     """CTA_TUPLE_ORIG, so many bytes, as a flow key."""
     if width == _ip4_with_ports.size:
-        source, target, proto, source_port, target_port = _ip4_with_ports.unpack_from(data, at)
-        ports = source_port + target_port if proto in _WITH_PORTS else bytes(4)
+        source, target, proto, *both = _ip4_with_ports.unpack_from(data, at)
+        ports: bytes = b"".join(both) if proto in _WITH_PORTS else bytes(4)
         return b"".join((bytes((0, 0, proto)), source, target, ports))
     end = at + width
     at += 4
