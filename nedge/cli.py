@@ -96,6 +96,7 @@ def replay(
     from nedge.export.report import print_report, progress_bar
     from nedge.replay import CaptureError
     from nedge.replay import replay as replay_capture
+    from nedge.scripts.budget import enforced
 
     if capture.is_dir() or not capture.exists():
         fail(f"{capture}: {'is a directory' if capture.is_dir() else 'no such file'}", USAGE)
@@ -112,17 +113,18 @@ def replay(
 
         return sink
 
-    assembly = assemble(configure(config, policies), sink_for)
-    tame_garbage_collector()
     broken = None
-    with progress_bar(capture) as progress:
-        try:
-            totals = replay_capture(capture, assembly.engine, progress)
-        except CaptureError as error:
-            broken, totals = error, error.replayed
-    if not json:
-        print_report(records, totals, assembly.engine)
-    assembly.close()
+    with enforced():
+        assembly = assemble(configure(config, policies), sink_for)
+        tame_garbage_collector()
+        with progress_bar(capture) as progress:
+            try:
+                totals = replay_capture(capture, assembly.engine, progress)
+            except CaptureError as error:
+                broken, totals = error, error.replayed
+        if not json:
+            print_report(records, totals, assembly.engine)
+        assembly.close()
     sys.stdout.flush()
     if broken:
         fail(str(broken), FAILED)
@@ -156,10 +158,12 @@ def check(config: ConfigOption = None, policies: PoliciesOption = None) -> None:
     """Check the configuration, the lists, the scripts and libndpi, without touching the network."""
     from nedge.assemble import assemble
     from nedge.dpi.selftest import check as check_dpi
+    from nedge.scripts.budget import enforced
 
     settings = configure(config, policies)
     dpi = check_dpi(settings.dpi.library)
-    assembly = assemble(settings)
+    with enforced():
+        assembly = assemble(settings)
     print(f"configuration: ok ({config or 'defaults'})")
     print(f"nDPI: ok ({dpi.version}, {dpi.path})")
     for script in assembly.runner.scripts:

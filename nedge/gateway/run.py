@@ -20,7 +20,7 @@ import structlog
 from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.marks import Marks
-from nedge.gateway.signals import stop_signals
+from nedge.gateway.signals import StopSignals, stop_signals
 from nedge.gateway.supervisor import Link, Supervisor
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
@@ -206,12 +206,19 @@ def work(
             fail_open=fail_open,
             marks=marks,
         )
-        worker.watch(signals, worker.stop)
+        worker.watch(signals, partial(stop_if_told, worker, signals))
         worker.report_to(link, judging.renew)
         link.send({"ready": True})
         worker.run()
         worker.close()
     return 0
+
+
+def stop_if_told(worker: Worker, signals: StopSignals) -> None:
+    """A signal has come. It need not be one to stop: the scripts' time budget has a timer."""
+    signals.consume()
+    if signals.stop is not None:
+        worker.stop()
 
 
 def await_link(supervisor: Supervisor, bridge: Bridge) -> None:
