@@ -81,7 +81,6 @@ class Script:
     release: Callable[[], None] | None = None
     """Lets go of what the script holds; it is not called any more after that."""
 
-    calls: int = 0
     errors: int = 0
     """Calls that raised."""
     timeouts: int = 0
@@ -94,11 +93,16 @@ class Script:
     aside: str = ""
     """Why the script is not called any more, until scripts are loaded anew; empty while it is."""
 
+    @property
+    def calls(self) -> int:
+        """Calls of its hooks."""
+        return sum(self.time_histogram)
+
     def time_quantile(self, share: float) -> int:
         """Nanoseconds that this share of all calls stayed under (a power of two); 0 if there was none."""
-        wanted = share * sum(self.time_histogram)
+        wanted = share * self.calls
         for bits, count in enumerate(self.time_histogram):
             wanted -= count
-            if wanted <= 0 and self.calls:
+            if count and wanted <= 0:
                 return 1 << bits
         return 0

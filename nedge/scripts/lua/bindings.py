@@ -7,7 +7,8 @@ Python. Errors go back as text, for the Lua side to raise with the script's line
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -56,17 +57,37 @@ def _reads() -> tuple[list[str], list[str]]:
 
 
 SCALARS, VALUES = _reads()
+_MAY_CHANGE = ("getScore", "getStatus", "isPassVerdict")
+"""While a hook runs: by what the script does."""
+_COSTLY = ("getClientTCPIssues", "getServerTCPIssues", "getTLSVersion")
+AHEAD = frozenset(SCALARS) - frozenset((*_MAY_CHANGE, *_COSTLY))
+"""Reads whose values can be sent along with a hook call, for scripts that will ask for them: a tenth of the cost."""
+_KEYS_OF_TEXTS = {"getnDPIProtocolName": "protocol_key", "getnDPICategoryName": "getnDPICategoryId"}
+"""Texts that the Lua side keeps, by the number that stands for them."""
+MAX_AHEAD = 8
+_CALL = re.compile(rb"\bflow\s*\.\s*(\w+)")
+
+
+def protocol_key(flow: Flow) -> int:
+    """A number for nDPI's protocol name."""
+    return flow.getnDPIMasterProtoId() << 16 | flow.getnDPIAppProtoId()
+
+
+def asked_for(sources: Iterable[bytes]) -> list[str]:
+    """The reads that a script's sources mention, and that can be sent along."""
+    mentioned = (name.decode() for source in sources for name in _CALL.findall(source))
+    keys = (_KEYS_OF_TEXTS.get(name, name) for name in mentioned)
+    return list(dict.fromkeys(key for key in keys if key in AHEAD or key == "protocol_key"))[:MAX_AHEAD]
 
 
 class Bindings:
     """What one script's functions work on: the flow of the hook under way."""
 
-    __slots__ = ("_host", "_key", "_said", "_second", "_statuses", "flow", "make_table", "now")
+    __slots__ = ("_host", "_key", "_said", "_second", "_statuses", "flow", "make_table")
 
     def __init__(self, key: str, host: Host, statuses: dict[int, StatusType]) -> None:
         """`key`: the script's. `statuses`: by number, all that there are."""
         self.flow: Flow = NO_FLOW
-        self.now = 0
         self.make_table: MakeTable = dict
         """The runtime's; set before the first call."""
         self._key = key
@@ -74,6 +95,11 @@ class Bindings:
         self._statuses = statuses
         self._second = -1
         self._said = 0
+
+    @property
+    def now(self) -> int:
+        """The time of the hook under way; 0 outside."""
+        return 0 if self.flow is NO_FLOW else self.flow._call.now
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """All of them, by the name that the Lua side knows."""
@@ -83,6 +109,7 @@ class Bindings:
             "getStatus": lambda: signed(self.flow.getStatus()),
             "getRiskInfo": lambda: self._to_lua({name: n for n, name in self.flow.getRiskInfo().items()}),
             "getFacts": lambda: self._to_lua(asdict(self.flow.getFacts())),
+            "protocol_key": self._scalar(protocol_key),
             "basic_info": self._basic_info,
             "hasRisk": lambda risk=None: self.flow.hasRisk(risk),
             "isStatusSet": lambda key: self.flow.isStatusSet(key),
@@ -150,8 +177,9 @@ class Bindings:
 
     def say(self, level: bytes, text: bytes) -> None:
         """A line of the script's for the log, unless it says too much."""
-        if self.now != self._second:
-            self._second, self._said = self.now, 0
+        now = self.now
+        if now != self._second:
+            self._second, self._said = now, 0
         self._said += 1
         if self._said > LINES_PER_SECOND:
             if self._said == LINES_PER_SECOND + 1:

@@ -72,16 +72,54 @@ end
 local flow = {}
 env.flow = flow
 
+local scalars = {}
 for _, name in ipairs(host.options.scalars) do
   local read = raw[name]
-  flow[name] = function() return read() end
+  scalars[name] = function() return read() end
+  flow[name] = scalars[name]
 end
+function scalars.protocol_key() return raw.protocol_key() end
 for _, name in ipairs(host.options.values) do
   local read = raw[name]
   flow[name] = function()
     room()
     return read()
   end
+end
+
+-- Texts that a number stands for are fetched once.
+local function kept(key_name, read)
+  local kept_texts = {}
+  return function()
+    local key = scalars[key_name]()
+    local text = kept_texts[key]
+    if text == nil then
+      room()
+      text = read()
+      kept_texts[key] = text
+    end
+    return text
+  end
+end
+flow.getnDPIProtocolName = kept("protocol_key", raw.getnDPIProtocolName)
+flow.getnDPICategoryName = kept("getnDPICategoryId", raw.getnDPICategoryName)
+
+-- A function that makes hooks: it takes a script's function and settings, and gives what Python calls with the
+-- time, and the values of these reads. They then need not go to Python for them.
+function host.hook_maker(names)
+  local variables, arguments, lines = {"none"}, {"now"}, {}
+  for n, name in ipairs(names) do
+    insert(variables, "v" .. n)
+    insert(arguments, "a" .. n)
+    insert(lines, format("local read%d = scalars[%q]", n, name))
+    insert(lines, format("scalars[%q] = function() if v%d == nil then return read%d() end return v%d end", name, n, n, n))
+    insert(lines, format("if flow[%q] then flow[%q] = scalars[%q] end", name, name, name))
+  end
+  insert(lines, 1, "local flow, scalars = ...\nlocal " .. concat(variables, ", "))
+  insert(lines, format("return function(body, conf) return function(%s)", concat(arguments, ", ")))
+  for n = 1, #names do insert(lines, format("v%d = a%d", n, n)) end
+  insert(lines, "body(now, conf) end end")
+  return env.load(concat(lines, "\n"), "=[nedge] hook")(flow, scalars)
 end
 
 -- A function that gives a table made from many values at once: cheaper than a table made by Python.

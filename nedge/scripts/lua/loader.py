@@ -16,7 +16,7 @@ from nedge.scripts.lua.host import Host
 from nedge.scripts.lua.plugins import Plugin, find_plugins
 from nedge.scripts.lua.runtime import Runtime
 from nedge.scripts.lua.values import numbered, to_python
-from nedge.scripts.script import HookFunction, Problem, ScriptError
+from nedge.scripts.script import Problem, ScriptError
 
 _VALUES = (
     "default_enabled",
@@ -135,19 +135,18 @@ class LuaLoader:
             values["title"] = _text(runtime, runtime.get(gui, "i18n_title")) or key
             values["description"] = _text(runtime, runtime.get(gui, "i18n_description"))
         values["category"] = _category(runtime, runtime.get(script, "category"))
+        sources = [file.read_bytes() for file in (path, *dict.fromkeys(plugin.modules().values()))]
         declared = Declaration(
             key=key,
             path=path,
             values=values,
-            hooks=lambda conf: _hooks(runtime, script, _settings(declared, conf)),
+            hooks=lambda conf: runtime.hooks(_functions(runtime, script), _settings(declared, conf), sources),
             setup=_function(runtime, script, "setup"),
             teardown=_function(runtime, script, "teardown"),
             release=runtime.release,
             one_number_type=True,
             statuses=self._statuses.get(plugin, ()),
-            wants_match_packet=any(
-                _MATCH_PACKET in file.read_bytes() for file in (path, *plugin.modules().values())
-            ),
+            wants_match_packet=any(_MATCH_PACKET in source for source in sources),
         )
         return declared
 
@@ -159,13 +158,14 @@ def _settings(declared: Declaration, conf: dict[str, Any]) -> dict[str, Any]:
     return conf
 
 
-def _hooks(runtime: Runtime, script: Any, conf: dict[str, Any]) -> dict[Hook, HookFunction]:
+def _functions(runtime: Runtime, script: Any) -> dict[Hook, Any]:
+    """The script's functions for hooks."""
     hooks = runtime.get(script, "hooks")
     if hooks is None:
         return {}
     if lua_type(hooks) != "table":
         raise ScriptError("hooks is not a table of functions")
-    found: dict[Hook, HookFunction] = {}
+    found: dict[Hook, Any] = {}
     names = {str(hook): (hook,) for hook in Hook} | {ALL: NTOPNG_HOOKS}
     for name, stands_for in names.items():  # `all` comes last: it overrides
         function = runtime.get(hooks, name)
@@ -173,7 +173,7 @@ def _hooks(runtime: Runtime, script: Any, conf: dict[str, Any]) -> dict[Hook, Ho
             continue
         if lua_type(function) != "function":
             raise ScriptError(f"hooks.{name} is not a function")
-        found |= dict.fromkeys(stands_for, runtime.hook(function, conf))
+        found |= dict.fromkeys(stands_for, function)
     return found
 
 

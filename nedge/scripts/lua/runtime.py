@@ -8,7 +8,7 @@ there is room before anything else does: an allocation that fails there would en
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Any, NoReturn
 
 from lupa.lua53 import LuaError, LuaMemoryError, LuaRuntime
 
+from nedge.core.hooks import Hook
 from nedge.core.status import STATUS_BY_KEY, STATUS_TYPES, StatusType
+from nedge.scripts.api import Flow
 from nedge.scripts.budget import LOAD_SECONDS, ScriptTimeoutError, time_limit
 from nedge.scripts.fullinfo import BASIC_INFO
-from nedge.scripts.lua.bindings import NO_FLOW, SCALARS, VALUES, Bindings
+from nedge.scripts.lua.bindings import NO_FLOW, SCALARS, VALUES, Bindings, asked_for, protocol_key
 from nedge.scripts.lua.host import Host
 from nedge.scripts.lua.values import to_lua
 from nedge.scripts.script import HookFunction, ScriptError, ScriptFault, Where
@@ -27,6 +29,16 @@ from nedge.scripts.script import HookFunction, ScriptError, ScriptFault, Where
 _ROOM_KB = 1024
 """Memory that must be left before Python makes values for Lua: more than they ever take."""
 _TIME_OVER = "the time is over"
+_HOOK = """
+def make({names}):
+    def hook(flow, now, conf):
+        bindings.flow = flow
+        try:
+            call(now{arguments})
+        except Exception as error:
+            fault(error)
+    return hook
+"""
 _AT = re.compile(r"([^\n:]+):(\d+): ")
 _IN_GLOBALS = ("lua_utils", "flow_utils", "alert_utils")
 """Modules of ntopng whose functions are among the globals, as they are there."""
@@ -148,28 +160,38 @@ class Runtime:
 
     # Hooks
 
-    def hook(self, function: Any, conf: dict[str, Any]) -> HookFunction:
-        """A function of the script's, to be called as a hook. Raises ScriptFault, or ScriptTimeoutError."""
-        call, bindings = self._main[b"hook"](function, to_lua(conf, self._table)), self.bindings
+    def hooks(
+        self, functions: dict[Hook, Any], conf: dict[str, Any], sources: Iterable[bytes]
+    ) -> dict[Hook, HookFunction]:
+        """Functions of the script's, to be called as hooks. They raise ScriptFault, or ScriptTimeoutError.
 
-        def hook(flow: Any, now: int, _conf: Any) -> None:
-            bindings.flow = flow
-            bindings.now = now
-            try:
-                call(now)
-            except Exception as error:
-                self.fault(error)
+        `sources`: the script's files, which say what it will ask for.
+        """
+        names = asked_for(sources)
+        make = self._main[b"hook_maker"](to_lua(names, self._table))
+        table = to_lua(conf, self._table)
+        reads = tuple(getattr(Flow, name, protocol_key) for name in names)
+        self._main[b"trust"]()
+        return {hook: self._hook(make(function, table), reads) for hook, function in functions.items()}
 
+    def _hook(self, call: Any, reads: tuple[Callable[[Flow], int], ...]) -> HookFunction:
+        """What the runner calls. Written out for the number of reads, as it runs for each script and event."""
+        names = [f"read{n}" for n in range(len(reads))]
+        arguments = "".join(f", {name}(flow)" for name in names)
+        source = _HOOK.format(names=", ".join(["call", "bindings", "fault", *names]), arguments=arguments)
+        made: dict[str, Any] = {}
+        exec(source, made)  # noqa: S102 (nothing of the script's is in it)
+        hook: HookFunction = made["make"](call, self.bindings, self.fault, *reads)
         return hook
 
     def fault(self, error: Exception) -> NoReturn:
         """Raise what an error out of Lua means: ScriptFault, or ScriptTimeoutError."""
-        if isinstance(error, LuaMemoryError):
-            raise ScriptFault(f"not enough memory (scripts.lua_memory_mb = {self._memory_mb})", []) from None
         where: Where = []
-        for line in self._main[b"trace"]().decode().splitlines():
+        for line in self._main[b"fault"]().decode().splitlines():
             name, _, number = line.rpartition(":")
             where.append((self._paths[name], int(number)))
+        if isinstance(error, LuaMemoryError):
+            raise ScriptFault(f"not enough memory (scripts.lua_memory_mb = {self._memory_mb})", []) from None
         message = str(error) if isinstance(error, LuaError) else f"{type(error).__name__}: {error}"
         if message == _TIME_OVER:
             timeout = ScriptTimeoutError()
@@ -178,7 +200,9 @@ class Runtime:
         at = _AT.match(message)
         if at and (at[1] in self._paths or at[1].startswith("[nedge]")):
             message = message[at.end() :]
-        raise ScriptFault(message, where) from None
+            if not where and at[1] in self._paths:
+                where = [(self._paths[at[1]], int(at[2]))]
+        raise ScriptFault(message or "an error that is no message", where) from None
 
     def release(self) -> None:
         """Let go of the interpreter: its memory is free when nothing calls into it any more."""

@@ -227,7 +227,8 @@ env.io.stdout, env.io.stderr = write("info"), write("warning")
 function env.io.write(...) return env.io.stdout:write(...) end
 
 -- For Python. Errors are told with the script's own lines, outermost first: what lupa calls on an error is the
--- global debug.traceback, of the globals that no script sees.
+-- global debug.traceback, of the globals that no script sees. It looks for that before each call, which costs;
+-- so it is there while the script is loaded, and again from its first error on.
 
 local trace = {}
 
@@ -245,27 +246,31 @@ end
 for name in pairs(_G) do
   if name ~= "_G" then _G[name] = nil end
 end
-_G.debug = {
+
+local tracing = {
   traceback = function(message)
-    if message == DOOM or type(message) == "userdata" then
-      own_lines()
-      return message
-    end
-    local kind = type(message)
-    if kind == "number" then message = tostring(message) end
-    if type(message) ~= "string" then message = "the error is a " .. kind .. ", not a message" end
     own_lines()
-    return message
+    local kind = type(message)
+    if kind == "string" or kind == "number" or kind == "userdata" then return message end
+    return "the error is a " .. kind .. ", not a message"
   end,
 }
+_G.debug = tracing
 
 local main = {}
 
-function main.trace() return concat(trace, "\n") end
+-- After loading: no traces until there is an error.
+function main.trust() _G.debug = nil end
+
+-- After an error, whatever it was: where it was, as far as that is known. The next call has its own time.
+function main.fault()
+  local found = concat(trace, "\n")
+  _G.debug, trace, doomed = tracing, {}, false
+  return found
+end
 
 -- Run a chunk of the script's own. Gives what is wrong with its text, or nil and what it returns.
 function main.run(source, name)
-  doomed = false
   own[name] = true
   local chunk, why = load(source, "=" .. name, "t", env)
   if not chunk then return why end
@@ -286,20 +291,12 @@ function main.add_texts(texts) host.add_texts(texts) end
 
 function main.text(key) return host.text(key) end
 
-function main.hook(body, conf)
-  return function(now)
-    doomed = false
-    body(now, conf)
-  end
-end
+function main.hook_maker(names) return host.hook_maker(names) end
 
 function main.get(of, name) return of[name] end
 
 function main.set(of, name, value) of[name] = value end
 
-function main.ask(body)
-  doomed = false
-  return not not body()
-end
+function main.ask(body) return not not body() end
 
 return main
