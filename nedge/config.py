@@ -207,7 +207,7 @@ class Scripts(BaseModel):
     directories: list[File] = [SHIPPED_POLICIES]
     """Relative paths: to the configuration file."""
     budget_ms: Annotated[int, Field(ge=10, le=900)] = 100
-    """What one call of a script may take; then it is interrupted. A worker that is silent for 1 s is replaced."""
+    """What one call of a script may take; then it is interrupted. (Workers silent for 1 s are replaced.)"""
     max_errors: Annotated[int, Field(ge=0)] = 100
     """Errors in a row that put a script aside until reload; 0 = never. An interrupted call counts as 20."""
     lua_memory_mb: Annotated[int, Field(ge=4, le=4096)] = 64

@@ -19,11 +19,10 @@ _UNKNOWN = -1
 
 
 class Disorder(NamedTuple):
-    """Segments with payload that came again, or before their turn: of those that went through a stream."""
+    """Segments with payload that came again, and that came before their turn; of those a stream has seen."""
 
-    retransmitted: tuple[int, int] = (0, 0)
-    """From the server, from the client."""
-    out_of_order: tuple[int, int] = (0, 0)
+    of_server: tuple[int, int] = (0, 0)
+    of_client: tuple[int, int] = (0, 0)
 
 
 class Stream:
@@ -66,7 +65,7 @@ class Stream:
     @property
     def disorder(self) -> Disorder:
         """What came again or too early so far."""
-        return Disorder((self._late[0], self._late[1]), (self._early[0], self._early[1]))
+        return Disorder((self._late[0], self._early[0]), (self._late[1], self._early[1]))
 
     def _hold(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
         if self._held is None:

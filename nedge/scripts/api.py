@@ -18,7 +18,7 @@ from nedge.core.hosts import Directory
 from nedge.core.inspection import CATEGORY_MALWARE
 from nedge.core.status import LAST_KEY, StatusType, status_types
 from nedge.core.verdict import Action
-from nedge.scripts.fullinfo import full_info, http_info, tcp_stats
+from nedge.scripts.fullinfo import disorder, full_info, http_info, tcp_stats
 from nedge.scripts.plain import plain
 
 Conf = Mapping[str, Any]
@@ -78,9 +78,10 @@ class Flow:
     def triggerStatus(self, flow_status_type: Any, *arguments: Any) -> None:
         """Set a status and raise an alert: triggerStatus(type, info, flow_score, cli_score, srv_score).
 
-        `info` is a string, a mapping, or None; what JSON cannot hold, or is large, is cut. Of all statuses triggered in one hook call the one with the
-        highest flow score alerts, if that is more than what the flow's alert has so far. ntopng 4.2's form is
-        accepted too: triggerStatus({"status_type": type, "alert_type_params": info}, flow, cli, srv).
+        `info` is a string, a mapping, or None; a copy is kept, of what JSON can hold. Of all statuses set in
+        one hook call the one with the highest flow score alerts, if it is above the flow's alert so far.
+        ntopng 4.2's form is accepted too:
+        triggerStatus({"status_type": type, "alert_type_params": info}, flow, cli, srv).
         Raises TypeError, and sets nothing, for any other info.
         """
         if isinstance(flow_status_type, Mapping):
@@ -316,13 +317,11 @@ class Flow:
 
     def getClientTCPIssues(self) -> int:
         """The client's segments that came again or out of order, while the flow was looked into."""
-        stats = tcp_stats(self._flow)
-        return stats.get("cli2srv.retransmissions", 0) + stats.get("cli2srv.out_of_order", 0)
+        return sum(disorder(self._flow).of_client)
 
     def getServerTCPIssues(self) -> int:
         """The server's segments that came again or out of order, while the flow was looked into."""
-        stats = tcp_stats(self._flow)
-        return stats.get("srv2cli.retransmissions", 0) + stats.get("srv2cli.out_of_order", 0)
+        return sum(disorder(self._flow).of_server)
 
     def getGoodputRatio(self) -> float:
         """Payload in percent of all bytes."""

@@ -4,13 +4,13 @@ Who calls into a script sets `WATCH.deadline` before, and takes it back after. W
 language:
 
 * Python: a timer's signal looks every 10 ms whether the call under way is overdue, and raises in the script.
-  Never in nedge's own code, which the script may have called: there it waits until the script is back. A script
-  can catch what is raised; so from then on it is raised again at each place where Python looks for what is
-  pending (turns of loops, calls of functions), until the script has run out of catches. C functions that do
-  not look for signals cannot be interrupted.
+  Never in nedge's own code, which the script may have called: there it waits until the script is back. A
+  script can catch what is raised; so from then on it is raised again at each place where Python looks for
+  what is pending (turns of loops, calls of functions), until the script has run out of catches. C functions
+  that do not look for signals cannot be interrupted.
 * Lua: sandbox.lua asks `overdue` every so many instructions.
 
-What neither reaches, the gateway's supervisor does: it replaces a worker that has not been heard for a second.
+What neither reaches, the gateway's supervisor does: it replaces a worker that was not heard for a second.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from pathlib import Path
 from time import perf_counter_ns
 from types import CodeType, FrameType
 from typing import TypeVar
-
-from nedge.scripts.script import Where
 
 LOAD_SECONDS = 10.0
 """What loading, setting up or unloading one script may take."""
@@ -47,13 +45,13 @@ _F = TypeVar("_F", bound=Callable[..., object])
 class ScriptTimeoutError(BaseException):
     """Raised inside a script whose time is over."""
 
-    where: Where = []
+    where: tuple[tuple[Path, int], ...] = ()
     """The script's lines, where the traceback does not have them."""
 
 
 def enters_scripts(function: _F) -> _F:
     """Mark a function of ours that calls into scripts: what it calls may be interrupted."""
-    _entries.add(function.__code__)  # type: ignore[attr-defined]
+    _entries.add(function.__code__)
     return function
 
 
@@ -162,7 +160,7 @@ _IS_TRUE = ctypes.cast(ctypes.pythonapi.PyObject_IsTrue, ctypes.c_void_p)
 
 
 def _when_python_looks_next() -> None:
-    """Have WATCH.interrupt called wherever Python looks for pending calls next. Where there are many, it has."""
+    """Have WATCH.interrupt called wherever Python looks for pending calls next."""
     _add_pending_call(_IS_TRUE, _PENDING)
 
 

@@ -1,4 +1,4 @@
-"""From what a script file declares to a checked `Script`: settings, filters, statuses. The same for all languages."""
+"""From what a script file declares to a checked `Script`, in the same way for all languages."""
 
 from __future__ import annotations
 

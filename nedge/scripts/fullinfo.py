@@ -8,6 +8,7 @@ from nedge.core.facts import Facts
 from nedge.core.flow import Flow, Handshake
 from nedge.core.hosts import Host
 from nedge.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+from nedge.core.stream import Disorder
 from nedge.core.verdict import Action
 
 if TYPE_CHECKING:
@@ -105,18 +106,23 @@ def http_info(facts: Facts) -> dict[str, Any]:
 
 
 def tcp_stats(flow: Flow) -> dict[str, Any]:
-    """TCP flags, the handshake, and segments with payload that came again or out of order; empty if not TCP."""
+    """TCP flags, the handshake, and segments that came again or out of order; empty if it is not TCP."""
     if flow.proto != TCP:
         return {}
-    disorder = flow.disorder if flow.stream is None else flow.stream.disorder
+    (server_again, server_early), (client_again, client_early) = disorder(flow)
     return {
         "tcp.flags": flow.tcp_flags,
         "tcp.three_way_handshake_ok": flow.handshake == Handshake.DONE,
-        "cli2srv.retransmissions": disorder.retransmitted[1],
-        "cli2srv.out_of_order": disorder.out_of_order[1],
-        "srv2cli.retransmissions": disorder.retransmitted[0],
-        "srv2cli.out_of_order": disorder.out_of_order[0],
+        "cli2srv.retransmissions": client_again,
+        "cli2srv.out_of_order": client_early,
+        "srv2cli.retransmissions": server_again,
+        "srv2cli.out_of_order": server_early,
     }
+
+
+def disorder(flow: Flow) -> Disorder:
+    """TCP segments that came again or out of order, while the flow was looked into."""
+    return flow.disorder if flow.stream is None else flow.stream.disorder
 
 
 BASIC_INFO = (

@@ -143,9 +143,10 @@ class Runner:
         if last is not None and 0 <= call.now - last < LOG_SECONDS:
             return
         self._logged[script.key] = call.now
-        where = error.where if isinstance(error, ScriptFault | ScriptTimeoutError) else []
+        where = list(error.where) if isinstance(error, ScriptFault | ScriptTimeoutError) else []
         if error is not None and not where:
             where = script_lines(error, script.path)
+        linecache.checkcache()
         _log.error(
             "script_timeout" if timed_out else "script_error",
             script=script.key,

@@ -38,9 +38,7 @@ class Problem:
 class ScriptError(Exception):
     """A script cannot be loaded. `path` if the reason is in another file than the script's own."""
 
-    def __init__(
-        self, message: str, line: int = 0, *, fatal: bool = True, path: Path | None = None
-    ) -> None:
+    def __init__(self, message: str, line: int = 0, *, fatal: bool = True, path: Path | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.line = line

@@ -7,6 +7,6 @@
 * `bindings`: the functions of Python that a script's functions go to; `globals.lua` is their Lua side
 * `modules/`: what scripts get by `require`
 
-Each script has a runtime of its own: it costs 0.3 MB and a few milliseconds when scripts are loaded, and
-nothing later. So a script can neither change another's globals nor use up its memory, and it can be let go of.
+Each script has a runtime of its own: 0.3 MB, a few milliseconds when it is loaded, and no more for a call.
+So a script can neither change another's globals nor use up its memory, and it can be let go of by itself.
 """

@@ -48,7 +48,8 @@ NO_FLOW = _NoFlow()
 
 def _reads() -> tuple[list[str], list[str]]:
     """Functions of Flow without parameters: those that give numbers or truths, and those that give more."""
-    scalars, values = [], []
+    scalars: list[str] = []
+    values: list[str] = []
     for name, function in inspect.getmembers(Flow, inspect.isfunction):
         signature = inspect.signature(function)
         if not name.startswith("_") and list(signature.parameters) == ["self"]:
@@ -61,7 +62,7 @@ _MAY_CHANGE = ("getScore", "getStatus", "isPassVerdict")
 """While a hook runs: by what the script does."""
 _COSTLY = ("getClientTCPIssues", "getServerTCPIssues", "getTLSVersion")
 AHEAD = frozenset(SCALARS) - frozenset((*_MAY_CHANGE, *_COSTLY))
-"""Reads whose values can be sent along with a hook call, for scripts that will ask for them: a tenth of the cost."""
+"""Reads whose values can be sent along with a hook call, to scripts that will ask: cheaper than asking."""
 _KEYS_OF_TEXTS = {"getnDPIProtocolName": "protocol_key", "getnDPICategoryName": "getnDPICategoryId"}
 """Texts that the Lua side keeps, by the number that stands for them."""
 MAX_AHEAD = 8

@@ -14,7 +14,7 @@ _MAX_VALUE = 65536
 
 
 class Cache:
-    """ntopng's cache: text by key, shared by all scripts of one worker. What was not used longest goes first."""
+    """ntopng's cache: text by key, shared by all scripts of one worker. The oldest goes when it is full."""
 
     def __init__(self) -> None:
         self._values: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()

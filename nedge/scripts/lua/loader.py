@@ -88,7 +88,7 @@ class LuaLoader:
     # Definitions of plugins
 
     def _read_statuses(self, plugin: Plugin) -> tuple[StatusType, ...]:
-        """The user statuses that a plugin defines. Raises ScriptError for what is wrong with any definition."""
+        """The user statuses that a plugin defines. Raises ScriptError for what is wrong with a definition."""
         if not plugin.statuses():
             return ()
         runtime = self._open(plugin.key, plugin)

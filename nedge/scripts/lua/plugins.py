@@ -1,12 +1,12 @@
 """ntopng's plugin directories: where a plugin has its scripts, modules and definitions.
 
-    blacklisted/
-      manifest.lua                       makes it a plugin (older: plugin.lua)
-      user_scripts/flow/*.lua            scripts (other kinds of scripts are not for flows: left alone)
-      status_definitions/status_*.lua    status types
-      alert_definitions/alert_*.lua      alert types
-      locales/en.lua                     texts for i18n
-      modules/*.lua                      modules: `plugins_utils.loadModule("blacklisted", name)`
+blacklisted/
+  manifest.lua                       makes it a plugin (older: plugin.lua)
+  user_scripts/flow/*.lua            scripts (other kinds of scripts are not for flows: left alone)
+  status_definitions/status_*.lua    status types
+  alert_definitions/alert_*.lua      alert types
+  locales/en.lua                     texts for i18n
+  modules/*.lua                      modules: `plugins_utils.loadModule("blacklisted", name)`
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """One Lua interpreter for one script, and calls into it.
 
-The interpreter is bare when it starts: sandbox.lua takes everything away that reaches out, and sets the limits.
-What crosses from Python when a script may have used up its memory is numbers, and the sandbox makes sure that
-there is room before anything else does: an allocation that fails there would end the process.
+sandbox.lua takes everything away that reaches out, and sets the limits. What crosses from Python when a
+script may have used up its memory is numbers, and the sandbox makes sure that there is room before anything
+else does: an allocation that fails there would end the process.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,7 @@ from lupa.lua53 import LuaError, LuaMemoryError, LuaRuntime
 from nedge.core.hooks import Hook
 from nedge.core.status import STATUS_BY_KEY, STATUS_TYPES, StatusType
 from nedge.scripts.api import Flow
-from nedge.scripts.budget import LOAD_SECONDS, ScriptTimeoutError, time_limit
+from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError, time_limit
 from nedge.scripts.fullinfo import BASIC_INFO
 from nedge.scripts.lua.bindings import NO_FLOW, SCALARS, VALUES, Bindings, asked_for, protocol_key
 from nedge.scripts.lua.host import Host
@@ -56,9 +57,9 @@ class Runtime:
         modules: dict[str, Path] | None = None,
         user_statuses: Iterable[StatusType] = (),
     ) -> None:
-        """`directory`: of the script or its plugin. `modules`: what can be required, beside what comes with nedge.
+        """`directory`: of the script or its plugin. `user_statuses`: those that plugins define.
 
-        `user_statuses`: those that plugins define.
+        `modules`: what can be required, beside what comes with nedge.
         """
         self.bindings = Bindings(key, host, STATUS_BY_KEY | {s.status_key: s for s in user_statuses})
         self._memory_mb = host.memory_mb
@@ -96,7 +97,9 @@ class Runtime:
         }
         functions = self.bindings.functions() | {"module": self._module}
         raw = lua.table_from({name.encode(): function for name, function in functions.items()})
-        self._main: Any = lua.execute(_part("sandbox.lua"), raw, to_lua(options, self._table), name=b"=[nedge] sandbox")
+        given = raw, to_lua(options, self._table)
+        self._main: Any = lua.execute(_part("sandbox.lua"), *given, name=b"=[nedge] sandbox")
+        self._lines_of_fault = self._main[b"fault"]
         with time_limit(LOAD_SECONDS):
             self._main[b"add"](_part("globals.lua"), b"[nedge] globals")
 
@@ -175,7 +178,7 @@ class Runtime:
         return {hook: self._hook(make(function, table), reads) for hook, function in functions.items()}
 
     def _hook(self, call: Any, reads: tuple[Callable[[Flow], int], ...]) -> HookFunction:
-        """What the runner calls. Written out for the number of reads, as it runs for each script and event."""
+        """What the runner calls. Written out for the number of reads: it runs for each script and event."""
         names = [f"read{n}" for n in range(len(reads))]
         arguments = "".join(f", {name}(flow)" for name in names)
         source = _HOOK.format(names=", ".join(["call", "bindings", "fault", *names]), arguments=arguments)
@@ -186,16 +189,18 @@ class Runtime:
 
     def fault(self, error: Exception) -> NoReturn:
         """Raise what an error out of Lua means: ScriptFault, or ScriptTimeoutError."""
+        WATCH.deadline = 0
         where: Where = []
-        for line in self._main[b"fault"]().decode().splitlines():
-            name, _, number = line.rpartition(":")
-            where.append((self._paths[name], int(number)))
+        with suppress(LuaMemoryError):
+            for line in self._lines_of_fault().decode().splitlines():
+                name, _, number = line.rpartition(":")
+                where.append((self._paths[name], int(number)))
         if isinstance(error, LuaMemoryError):
             raise ScriptFault(f"not enough memory (scripts.lua_memory_mb = {self._memory_mb})", []) from None
         message = str(error) if isinstance(error, LuaError) else f"{type(error).__name__}: {error}"
         if message == _TIME_OVER:
             timeout = ScriptTimeoutError()
-            timeout.where = where
+            timeout.where = tuple(where)
             raise timeout from None
         at = _AT.match(message)
         if at and (at[1] in self._paths or at[1].startswith("[nedge]")):
@@ -208,7 +213,7 @@ class Runtime:
         """Let go of the interpreter: its memory is free when nothing calls into it any more."""
         self.bindings.flow = NO_FLOW
         self.bindings.make_table = dict
-        self._main = self._table = None
+        self._main = self._table = self._lines_of_fault = None
 
     # For the Lua side
 
@@ -231,10 +236,8 @@ class Runtime:
 
     def _name(self, path: Path) -> str:
         """A name for a chunk. Lua keeps 59 characters, so the end of the path has to do."""
-        for name in (path.name, str(path.relative_to(self._directory))[-50:], f"{len(self._paths)} {path.name}"):
-            if self._paths.setdefault(name[-50:], path) == path:
-                return name[-50:]
-        raise AssertionError(path)
+        names = (path.name, str(path.relative_to(self._directory)), f"{len(self._paths)} {path.name}")
+        return next(name for name in (n[-50:] for n in names) if self._paths.setdefault(name, path) == path)
 
 
 def _refuse(_object: Any, name: Any, _setting: bool) -> NoReturn:

@@ -28,7 +28,6 @@ local OFTEN, SELDOM, LARGE = 10, 100, 4096 -- instructions, instructions, KB
 local doomed, left, dense = false, 10, false
 
 local function watch()
-  if doomed then error(DOOM, 0) end
   local large = collectgarbage("count") > LARGE
   if large ~= dense then
     dense = large
@@ -74,11 +73,25 @@ function env.collectgarbage(what) return what == "count" and collectgarbage("cou
 
 -- Basics
 
-for _, name in pairs{"assert", "error", "ipairs", "next", "pairs", "rawequal", "rawget", "rawlen", "rawset",
+for _, name in pairs{"ipairs", "next", "pairs", "rawequal", "rawget", "rawlen", "rawset",
                      "select", "tonumber", "tostring", "type", "getmetatable"} do
   env[name] = _G[name]
 end
 env._G, env._VERSION = env, _VERSION
+
+-- An error that is a number would be made text where nothing makes sure that there is room.
+local function as_text(message) return type(message) == "number" and tostring(message) or message end
+
+function env.error(message, level)
+  level = level or 1
+  error(as_text(message), level > 0 and level + 1 or 0)
+end
+
+function env.assert(condition, ...)
+  if condition then return condition, ... end
+  if select("#", ...) == 0 then error("assertion failed!", 0) end
+  error(as_text((...)), 0)
+end
 
 function env.setmetatable(value, metatable)
   if type(metatable) == "table" and rawget(metatable, "__gc") ~= nil then
@@ -230,7 +243,7 @@ function env.io.write(...) return env.io.stdout:write(...) end
 -- global debug.traceback, of the globals that no script sees. It looks for that before each call, which costs;
 -- so it is there while the script is loaded, and again from its first error on.
 
-local trace = {}
+local trace
 
 local function own_lines()
   trace = {}
@@ -260,13 +273,13 @@ _G.debug = tracing
 local main = {}
 
 -- After loading: no traces until there is an error.
-function main.trust() _G.debug = nil end
+function main.trust() _G.debug = false end
 
 -- After an error, whatever it was: where it was, as far as that is known. The next call has its own time.
 function main.fault()
-  local found = concat(trace, "\n")
-  _G.debug, trace, doomed = tracing, {}, false
-  return found
+  local lines = trace
+  _G.debug, trace, doomed = tracing, nil, false
+  return lines and concat(lines, "\n") or ""
 end
 
 -- Run a chunk of the script's own. Gives what is wrong with its text, or nil and what it returns.

@@ -1,4 +1,4 @@
-"""Values between Python and Lua. Lua's strings are bytes: text is UTF-8 there, and other bytes pass unchanged."""
+"""Values between Python and Lua. Lua's strings are bytes: text is UTF-8 there, other bytes pass unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_lua(value: Any, make_table: MakeTable) -> Any:
 
 
 def to_python(value: Any, depth: int = 0) -> Any:
-    """A value of Lua, whole: tables with keys 1 to n become lists, and so does an empty one, others dictionaries.
+    """A value of Lua, whole. Tables with keys 1 to n, and empty ones, become lists, others dictionaries.
 
     Raises ScriptError for what has no equivalent.
     """
