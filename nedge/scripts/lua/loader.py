@@ -125,7 +125,7 @@ class LuaLoader:
             try:
                 value = to_python(runtime.get(script, name))
             except ScriptError as error:
-                raise ScriptError(f"{name}: {error.message}") from None
+                raise ScriptError(f"{name}: {error.message}", error.line, path=error.path) from None
             if value is not None:
                 values[name] = int(value) if isinstance(value, float) and value.is_integer() else value
         if values.get("default_value") == []:
@@ -136,11 +136,12 @@ class LuaLoader:
             values["description"] = _text(runtime, runtime.get(gui, "i18n_description"))
         values["category"] = _category(runtime, runtime.get(script, "category"))
         sources = [file.read_bytes() for file in (path, *dict.fromkeys(plugin.modules().values()))]
-        declared = Declaration(
+        defaults = values.get("default_value", {})
+        return Declaration(
             key=key,
             path=path,
             values=values,
-            hooks=lambda conf: runtime.hooks(_functions(runtime, script), _settings(declared, conf), sources),
+            hooks=lambda conf: runtime.hooks(_functions(runtime, script), _settings(conf, defaults), sources),
             setup=_function(runtime, script, "setup"),
             teardown=_function(runtime, script, "teardown"),
             release=runtime.release,
@@ -148,13 +149,12 @@ class LuaLoader:
             statuses=self._statuses.get(plugin, ()),
             wants_match_packet=any(_MATCH_PACKET in source for source in sources),
         )
-        return declared
 
 
-def _settings(declared: Declaration, conf: dict[str, Any]) -> dict[str, Any]:
+def _settings(conf: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """The settings as Lua gets them: with numbers for keys where the script's defaults have them."""
     for name, value in conf.items():
-        conf[name] = numbered(value, declared.defaults.get(name))
+        conf[name] = numbered(value, defaults.get(name))
     return conf
 
 

@@ -184,7 +184,7 @@ class Runtime:
         source = _HOOK.format(names=", ".join(["call", "bindings", "fault", *names]), arguments=arguments)
         made: dict[str, Any] = {}
         exec(source, made)  # noqa: S102 (nothing of the script's is in it)
-        hook: HookFunction = made["make"](call, self.bindings, self.fault, *reads)
+        hook: HookFunction = made.pop("make")(call, self.bindings, self.fault, *reads)
         return hook
 
     def fault(self, error: Exception) -> NoReturn:

@@ -144,6 +144,7 @@ end
 local MAX_CHUNK = 1 << 20
 
 function env.load(chunk, name, _mode, ...)
+  name = name or type(chunk) == "string" and chunk or "=(load)"
   if type(chunk) == "function" then
     local parts, size = {}, 0
     for part in chunk do
@@ -157,8 +158,8 @@ function env.load(chunk, name, _mode, ...)
     error("load takes a string or a function", 2)
   end
   if #chunk > MAX_CHUNK then return nil, "chunk is too long" end
-  if select("#", ...) == 0 then return load(chunk, name or "=(load)", "t", env) end
-  return load(chunk, name or "=(load)", "t", (...))
+  if select("#", ...) == 0 then return load(chunk, name, "t", env) end
+  return load(chunk, name, "t", (...))
 end
 env.loadstring = env.load
 

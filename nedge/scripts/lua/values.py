@@ -49,6 +49,7 @@ def to_python(value: Any, depth: int = 0) -> Any:
     if depth > _MAX_NESTING:
         raise ScriptError("tables in it are too deep, or contain themselves")
     items = {to_python(key): to_python(item, depth + 1) for key, item in value.items()}
+    items = dict(sorted(items.items(), key=lambda item: str(item[0])))  # Lua has no order of its own
     return [items[n + 1] for n in range(len(items))] if _is_array(items) else items
 
 
