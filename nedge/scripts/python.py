@@ -65,7 +65,9 @@ def call(path: Path, when: str, function: Callable[[], Any]) -> Any:
     except ScriptTimeoutError as error:
         message = f"takes longer than {LOAD_SECONDS:.0f} s {when}"
         raise ScriptError(message, script_line(error, path)) from None
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         message = f"{type(error).__name__} {when}: {error}"
         raise ScriptError(message, script_line(error, path)) from None
 

@@ -15,7 +15,7 @@ from nedge.core.packet import TCP
 from nedge.scripts.api import Context, Flow
 from nedge.scripts.budget import WATCH, ScriptTimeoutError, enters_scripts
 from nedge.scripts.python import script_lines
-from nedge.scripts.script import HookFunction, Script, ScriptFault
+from nedge.scripts.script import HookFunction, Script, ScriptError, ScriptFault
 
 LOG_SECONDS = 60
 """A script's errors are logged at most once in so many seconds of flow time."""
@@ -91,7 +91,10 @@ class Runner:
             watch.deadline = start + budget
             try:
                 function(api, now, conf)
-            except (Exception, SystemExit, ScriptTimeoutError) as error:
+            except KeyboardInterrupt:
+                watch.deadline = 0
+                raise
+            except BaseException as error:
                 failure = error
             watch.deadline = 0
             end = perf_counter_ns()
@@ -173,7 +176,7 @@ class Runner:
             if script.teardown is not None and not script.aside:
                 try:
                     script.teardown()
-                except Exception as error:
+                except ScriptError as error:
                     _log.error("script_error", script=script.key, hook="teardown", error=str(error))
             if script.release is not None:
                 script.release()

@@ -31,6 +31,10 @@ _LEVELS = {b"error": 40, b"warning": 30, b"info": 20, b"debug": 10}
 _log = structlog.get_logger(__name__)
 
 
+class NoFlowError(Exception):
+    """There is no flow outside of hooks."""
+
+
 class _NoFlow(Flow):
     """The flow outside of hooks: there is none."""
 
@@ -40,7 +44,7 @@ class _NoFlow(Flow):
         pass
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError("there is no flow outside of hooks")
+        raise NoFlowError(NoFlowError.__doc__)
 
 
 NO_FLOW = _NoFlow()
@@ -84,13 +88,15 @@ def asked_for(sources: Iterable[bytes]) -> list[str]:
 class Bindings:
     """What one script's functions work on: the flow of the hook under way."""
 
-    __slots__ = ("_host", "_key", "_said", "_second", "_statuses", "flow", "make_table")
+    __slots__ = ("_host", "_key", "_said", "_second", "_statuses", "flow", "make_table", "memory_used")
 
     def __init__(self, key: str, host: Host, statuses: dict[int, StatusType]) -> None:
         """`key`: the script's. `statuses`: by number, all that there are."""
         self.flow: Flow = NO_FLOW
         self.make_table: MakeTable = dict
-        """The runtime's; set before the first call."""
+        """The runtime's, as is the next; set before the first call."""
+        self.memory_used: Callable[[], int] = int
+        """Bytes that the runtime has allocated."""
         self._key = key
         self._host = host
         self._statuses = statuses
@@ -107,17 +113,18 @@ class Bindings:
         return {
             **{name: self._scalar(getattr(Flow, name)) for name in SCALARS},
             **{name: self._value(getattr(Flow, name)) for name in VALUES},
-            "getStatus": lambda: signed(self.flow.getStatus()),
+            "getStatus": self._scalar(lambda flow: signed(flow.getStatus())),
             "getRiskInfo": lambda: self._to_lua({name: n for n, name in self.flow.getRiskInfo().items()}),
             "getFacts": lambda: self._to_lua(asdict(self.flow.getFacts())),
             "protocol_key": self._scalar(protocol_key),
             "basic_info": self._basic_info,
-            "hasRisk": lambda risk=None: self.flow.hasRisk(risk),
-            "isStatusSet": lambda key: self.flow.isStatusSet(key),
+            "hasRisk": self._scalar(Flow.hasRisk),
+            "isStatusSet": self._scalar(Flow.isStatusSet),
             "setStatus": self._set_status,
             "clearStatus": self._clear_status,
             "triggerStatus": self._trigger_status,
             "overdue": WATCH.overdue,
+            "memory_used": lambda: self.memory_used(),
             "say": self.say,
             "now": lambda: self.now,
             "get_cache": lambda key: self._host.cache.get(key, self.now),
@@ -127,8 +134,16 @@ class Bindings:
             "risk_name": lambda number: self._host.risk_name(number).encode(),
         }
 
-    def _scalar(self, method: Callable[[Flow], Any]) -> Callable[[], Any]:
-        return lambda: method(self.flow)
+    def _scalar(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A read that gives a number or a truth; None where there is no flow. It must not raise."""
+
+        def read(*arguments: int) -> Any:
+            try:
+                return method(self.flow, *arguments)
+            except NoFlowError:
+                return None
+
+        return read
 
     def _value(self, method: Callable[[Flow], Any]) -> Callable[[], Any]:
         return lambda: self._to_lua(method(self.flow))

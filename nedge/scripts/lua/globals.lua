@@ -72,13 +72,20 @@ end
 local flow = {}
 env.flow = flow
 
+local function no_flow() error("there is no flow outside of hooks", 3) end
+
 local scalars = {}
-for _, name in ipairs(host.options.scalars) do
+local function add_scalar(name)
   local read = raw[name]
-  scalars[name] = function() return read() end
-  flow[name] = scalars[name]
+  scalars[name] = function()
+    local value = read()
+    if value == nil then no_flow() end
+    return value
+  end
+  return scalars[name]
 end
-function scalars.protocol_key() return raw.protocol_key() end
+for _, name in ipairs(host.options.scalars) do flow[name] = add_scalar(name) end
+add_scalar("protocol_key")
 for _, name in ipairs(host.options.values) do
   local read = raw[name]
   flow[name] = function()
@@ -138,13 +145,19 @@ flow.getInfo = table_maker(host.options.basic_info)(raw.basic_info, room)
 local function whole(value) return type(value) == "number" and tointeger(value) or nil end
 
 function flow.hasRisk(risk)
-  if risk == nil then return raw.hasRisk() end
-  return raw.hasRisk(whole(risk) or error("a risk is a whole number, not a " .. type(risk), 2))
+  local number = whole(risk)
+  if risk ~= nil and not number then error("a risk is a whole number, not a " .. type(risk), 2) end
+  local value = raw.hasRisk(number)
+  if value == nil then no_flow() end
+  return value
 end
 
 function flow.isStatusSet(key)
-  return raw.isStatusSet(whole(key) or
-                         error("isStatusSet takes the number (status_key), not a " .. type(key), 2))
+  local number = whole(key)
+  if not number then error("isStatusSet takes the number (status_key), not a " .. type(key), 2) end
+  local value = raw.isStatusSet(number)
+  if value == nil then no_flow() end
+  return value
 end
 
 -- The number of a status type; some scripts give it straight. `level`: of the script, for errors.
@@ -218,6 +231,7 @@ function ntop.getCache(key)
   return raw.get_cache(tostring(key))
 end
 function ntop.setCache(key, value, seconds)
+  room()
   raw.set_cache(tostring(key), tostring(value), whole(seconds))
 end
 function ntop.delCache(key) raw.set_cache(tostring(key)) end

@@ -210,6 +210,8 @@ def _table(value: Any, path: Path) -> Any:
 def _status(runtime: Runtime, definition: Any, path: Path) -> StatusType | None:
     """The user status of a status definition; None if it is one of ours, under its number and name."""
     key, name = runtime.get(definition, "status_key"), path.stem
+    if isinstance(key, float) and key.is_integer():
+        key = int(key)
     if not isinstance(key, int) or isinstance(key, bool):
         allowed = f"those of flow_keys, and {FIRST_USER_KEY} to {LAST_KEY} for users"
         raise ScriptError(f"status_key: found {to_python(key)!r}; allowed are {allowed}", path=path)

@@ -27,8 +27,8 @@ from nedge.scripts.lua.host import Host
 from nedge.scripts.lua.values import to_lua
 from nedge.scripts.script import HookFunction, ScriptError, ScriptFault, Where
 
-_ROOM_KB = 1024
-"""Memory that must be left before Python makes values for Lua: more than they ever take."""
+_ROOM = 1 << 20
+"""Bytes of memory that must be left before Python makes values for Lua: more than they ever take."""
 _TIME_OVER = "the time is over"
 _HOOK = """
 def make({names}):
@@ -91,10 +91,11 @@ class Runtime:
                 }
                 for status in (*STATUS_TYPES.values(), *user_statuses)
             ],
-            "room": (host.memory_mb << 10) - _ROOM_KB,
+            "room": (host.memory_mb << 20) - _ROOM,
             "allowed": dict.fromkeys(host.allow, True),
             "directory": str(directory),
         }
+        self.bindings.memory_used = lua.get_memory_used
         functions = self.bindings.functions() | {"module": self._module}
         raw = lua.table_from({name.encode(): function for name, function in functions.items()})
         given = raw, to_lua(options, self._table)
@@ -112,7 +113,11 @@ class Runtime:
         except OSError as error:
             raise ScriptError(f"cannot be read: {error.strerror}", path=path) from None
         name = self._name(path)
-        result = self._call("while loading", self._main[b"run"], _without_head(source), name.encode())
+        try:
+            result = self._call("while loading", self._main[b"run"], _without_head(source), name.encode())
+        except ScriptError as error:
+            error.path = error.path or path
+            raise
         if isinstance(result, bytes):  # what is wrong with its text
             at = _AT.match(text := result.decode(errors="replace"))
             line, text = (int(at[2]), text[at.end() :]) if at else (0, text)
@@ -213,6 +218,7 @@ class Runtime:
         """Let go of the interpreter: its memory is free when nothing calls into it any more."""
         self.bindings.flow = NO_FLOW
         self.bindings.make_table = dict
+        self.bindings.memory_used = int
         self._main = self._table = self._lines_of_fault = None
 
     # For the Lua side

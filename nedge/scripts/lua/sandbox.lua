@@ -60,12 +60,13 @@ function env.xpcall(body, handler, ...)
 end
 
 -- Memory. The runtime has a limit, and what goes beyond is an ordinary error inside Lua; but not where Python
--- makes values for Lua: so before that there must be room left.
+-- makes values for Lua: so before that there must be room left. (Lua's own count leaves out the buffers of its
+-- string functions.)
 
 function host.room()
-  if collectgarbage("count") > options.room then
+  if raw.memory_used() > options.room then
     collectgarbage()
-    if collectgarbage("count") > options.room then error("not enough memory", 0) end
+    if raw.memory_used() > options.room then error("not enough memory", 0) end
   end
 end
 

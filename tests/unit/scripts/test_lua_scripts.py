@@ -526,7 +526,7 @@ def test_lines_of_helpers_are_told_from_the_outside_in(capfd: pytest.CaptureFixt
         ("math.type(1), 7 // 2, 1 << 62, _VERSION", "integer\t3\t4611686018427387904\tLua 5.3"),
         ("load('return 1 + 1')()", "2"),
         ("load('return x')()", "nil"),
-        ("(select(2, load('return +')))", '[string "return +"]:1: unexpected symbol near \'+\''),
+        ("(select(2, load('return +')))", "[string \"return +\"]:1: unexpected symbol near '+'"),
         ("coroutine.wrap(function(a) local b = coroutine.yield(a + 1) return b * 2 end)(1)", "2"),
         ("pcall(error, 'x', 0)", "false\tx"),
         ("xpcall(error, function(m) return m .. '!' end, 'x', 0)", "false\tx!"),
