@@ -848,7 +848,14 @@ def test_client_no_ip(client: str, none: bool) -> None:
 
 def test_tcp_stats() -> None:
     stats = at_end(Tcp(dport=NO_PORT).handshake().rst().packets, "flow.getTCPStats()")
-    assert stats == {"tcp.flags": SYN | ACK | RST, "tcp.three_way_handshake_ok": True}
+    assert stats == {
+        "tcp.flags": SYN | ACK | RST,
+        "tcp.three_way_handshake_ok": True,
+        "cli2srv.retransmissions": 0,
+        "cli2srv.out_of_order": 0,
+        "srv2cli.retransmissions": 0,
+        "srv2cli.out_of_order": 0,
+    }
     assert at_end(ping(), "flow.getTCPStats()") == {}
 
 
