@@ -15,6 +15,7 @@ from lua_kit import QUIET, hook, lua, run, scripts
 from structlog.testing import capture_logs
 
 from nedge.core.verdict import Failure
+from nedge.scripts.lua.bindings import Bindings
 from nedge.scripts.runner import TIMEOUT_WEIGHT
 from nedge.scripts.script import Script
 
@@ -375,42 +376,65 @@ local calls = {
 }
 function script.hooks.protocolDetected()
   n = n + 1
-  local size = 10 ^ (n % 4 + 2)
-  while size >= 1 do
-    while pcall(function() kept[#kept + 1] = string.char(math.random(255)):rep(math.random(size // 1)) .. n end) do end
+  kept = {}
+  local size = n % 2 == 0 and 1000000 or 100000
+  while size >= 1000 do
+    while pcall(function() kept[#kept + 1] = string.char(n % 256):rep(math.random(size)) .. #kept end) do end
     size = size // 4
   end
-  for _ = 1, math.random(0, 30) do kept[math.random(#kept + 1)] = nil end
+  for _ = 1, math.random(0, #kept) do kept[math.random(#kept + 1)] = nil end
   for _ = 1, 5 do pcall(calls[math.random(#calls)]) end
   calls[math.random(#calls)]()
 end
 """
 
 
+def test_room_for_values_of_python_counts_the_buffers_of_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lua does not: what a string function that failed has left is there until it is collected."""
+    used: list[int] = []
+    to_lua = Bindings._to_lua
+    monkeypatch.setattr(
+        Bindings, "_to_lua", lambda self, value: used.append(self.memory_used()) or to_lua(self, value)
+    )
+    source = lua("""
+        local kept = {}
+        for n = 1, 2300 do kept[n] = ("x"):rep(1000) .. n end
+        function script.hooks.protocolDetected()
+            assert(#kept == 2300 and not pcall(string.rep, "y", 1000000))
+            flow.getFullInfo()
+        end
+        """)
+    _, ran = run({"a.lua": source}, pings(3), QUIET, "lua_memory_mb = 4\n")
+    assert (ran["a"].calls, ran["a"].last_error) == (3, "")
+    assert 2 << 20 < max(used) < 3.1 * 2**20
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_with_no_memory_left_everything_still_fails_in_order(seed: int) -> None:
-    """An allocation that fails where Python talks to Lua would end the process: it must never come to that."""
+    """An allocation that fails where Python makes values for Lua would end the process: there must be room."""
     script = lua(MEMORY_FUZZ.replace("{seed}", str(seed)))
     program = f"""
 import sys
 sys.path[:0] = {sys.path!r}
 from lua_kit import run, QUIET
 from test_script_isolation import GOOD, pings
-judged, ran = run({{"bad.lua": {script!r}}} | GOOD, pings(40), QUIET,
+from nedge.scripts.lua.bindings import Bindings
+
+used = []
+to_lua = Bindings._to_lua
+Bindings._to_lua = lambda self, value: used.append(self.memory_used()) or to_lua(self, value)
+judged, ran = run({{"bad.lua": {script!r}}} | GOOD, pings(60), QUIET,
                   "budget_ms = 900\\nlua_memory_mb = 4\\nmax_errors = 0\\n")
-assert ran["bad"].calls == 40 and ran["bad"].errors > 20, (ran["bad"].calls, ran["bad"].errors)
-assert ran["good_lua"].calls == 40 and not ran["good_lua"].errors
-print("done")
+assert ran["bad"].calls == 60 and ran["bad"].errors > 5, (ran["bad"].calls, ran["bad"].errors)
+assert ran["good_lua"].calls == 60 and not ran["good_lua"].errors
+assert max(used) < 3.1 * 2**20, max(used)
+print("done", len(used))
 """
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["done"]), done.stderr[-2000:]
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert (done.returncode, done.stdout.split()[-2:-1]) == (0, ["done"]), done.stderr[-2000:]
 
 
 # Those that reach for what is not theirs
