@@ -20,7 +20,7 @@ from lupa.lua53 import LuaError, LuaMemoryError, LuaRuntime
 from nedge.core.hooks import Hook
 from nedge.core.status import STATUS_BY_KEY, STATUS_TYPES, StatusType
 from nedge.scripts.api import Flow
-from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError, time_limit
+from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError
 from nedge.scripts.fullinfo import BASIC_INFO
 from nedge.scripts.lua.bindings import NO_FLOW, SCALARS, VALUES, Bindings, asked_for, protocol_key
 from nedge.scripts.lua.host import Host
@@ -101,8 +101,7 @@ class Runtime:
         given = raw, to_lua(options, self._table)
         self._main: Any = lua.execute(_part("sandbox.lua"), *given, name=b"=[nedge] sandbox")
         self._lines_of_fault = self._main[b"fault"]
-        with time_limit(LOAD_SECONDS):
-            self._main[b"add"](_part("globals.lua"), b"[nedge] globals")
+        self._main[b"add"](_part("globals.lua"), b"[nedge] globals")
 
     # Loading. All raise ScriptError for what is wrong with the script.
 
@@ -154,9 +153,9 @@ class Runtime:
         return found.decode(errors="replace") if found is not None else None
 
     def _call(self, when: str, function: Any, *arguments: Any) -> Any:
+        WATCH.begin(LOAD_SECONDS)
         try:
-            with time_limit(LOAD_SECONDS):
-                return function(*arguments)
+            return function(*arguments)
         except Exception as error:
             try:
                 self.fault(error)
@@ -165,6 +164,8 @@ class Runtime:
             except ScriptFault as fault:
                 path, line = fault.where[-1] if fault.where else (None, 0)
                 raise ScriptError(f"error {when}: {fault}", line, path=path) from None
+        finally:
+            WATCH.end()
 
     # Hooks
 
