@@ -183,7 +183,7 @@ def test_it_is_for_the_main_thread() -> None:
 
 
 def test_a_process_that_had_no_chance_is_not_blamed() -> None:
-    """The deadline has passed when it is first looked at: it is looked at again before anybody is interrupted."""
+    """The deadline has passed when it is first looked at: nobody is interrupted before the next look."""
     WATCH.deadline = time.perf_counter_ns() - 1_000_000_000
     try:
         assert not WATCH.overdue()

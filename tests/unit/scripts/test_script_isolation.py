@@ -135,34 +135,48 @@ ENDLESS_LUA = {
     "loop": "while true do end",
     "goto": "::again:: goto again",
     "catches all": "while true do pcall(function() while true do end end) end",
-    "catches with a handler": "while true do xpcall(function() while true do end end, function() while true do end end) end",
+    "catches with a handler": "local function f() while true do end end while true do xpcall(f, f) end",
     "catches in coroutines": """
-        while true do coroutine.resume(coroutine.create(function() while true do pcall(coroutine.yield) end end)) end
+        local function body() while true do pcall(coroutine.yield) end end
+        while true do coroutine.resume(coroutine.create(body)) end
         """,
     "in a coroutine": "coroutine.wrap(function() while true do end end)()",
     "in coroutines in coroutines": """
-        local function deep(n) coroutine.wrap(function() if n > 0 then deep(n - 1) else while true do end end end)() end
+        local function deep(n)
+            coroutine.wrap(function() if n > 0 then deep(n - 1) else while true do end end end)()
+        end
         while true do pcall(deep, 20) end
         """,
     "recursion without end": "local function f(n) if n > 0 then f(n - 1) f(n - 1) end end f(100)",
     "tail calls": "local function f() return f() end f()",
-    "metamethod": "local t = setmetatable({}, {__index = function(t, k) return t[k + 1] end}) while true do pcall(function() return t[1] end) end",
+    "metamethod": """
+        local t = setmetatable({}, {__index = function(t, k) return t[k + 1] end})
+        while true do pcall(function() return t[1] end) end
+        """,
     "loads code": "load(function() while true do end end)",
     "loaded code": "load('while true do end')()",
     "iterates": "for _ in function() return 1 end do end",
-    "sorts": "local t = {} for n = 1, 500 do t[n] = n end while true do table.sort(t, function(a, b) return a < b end) end",
+    "sorts": """
+        local t = {}
+        for n = 1, 500 do t[n] = n end
+        while true do table.sort(t, function(a, b) return a < b end) end
+        """,
     "replaces": "while true do ('x'):rep(5000):gsub('.', function() end) end",
     "asks the engine": "while true do pcall(function() while true do flow.getFullInfo() end end) end",
-    "changes the flow": "while true do flow.setStatus(status_types.status_user_03, 1) flow.clearStatus(status_types.status_user_03) end",
+    "changes the flow": """
+        local status = status_types.status_user_03
+        while true do flow.setStatus(status, 1) flow.clearStatus(status) end
+        """,
     "copies": "local big = ('x'):rep(5e6) while true do local copy = big .. 'y' end",
     "prints": "while true do print('x') end",
     "waits": "local t = os.time() while os.time() < t + 60 do end",
 }
+ENDLESS = [pytest.param(python(body), id=f"python: {name}") for name, body in ENDLESS_PYTHON.items()]
+ENDLESS += [pytest.param(in_lua(body), id=f"lua: {name}") for name, body in ENDLESS_LUA.items()]
 
 
-@pytest.mark.parametrize("body", [pytest.param(python(body), id=f"python: {name}") for name, body in ENDLESS_PYTHON.items()]
-                         + [pytest.param(in_lua(body), id=f"lua: {name}") for name, body in ENDLESS_LUA.items()])  # fmt: skip
-def test_what_does_not_end_is_ended(body: dict[str, str | bytes], recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.parametrize("body", ENDLESS)
+def test_what_does_not_end_is_ended(body: dict[str, str | bytes]) -> None:
     with capture_logs() as logs:
         judged, script = harm(body)
     assert (script.calls, script.timeouts, script.errors) == (3, 3, 0)
@@ -259,7 +273,8 @@ def test_errors_in_a_row(bad: dict[str, str | bytes], more: str, flows: int, cal
         python("global n\nn = globals().get('n', 0) + 1\nif n % 4: raise ValueError"),
         {
             "bad.lua": lua(
-                "local n = 0 function script.hooks.protocolDetected() n = n + 1 if n % 4 > 0 then error('x') end end"
+                "local n = 0\n"
+                "function script.hooks.protocolDetected() n = n + 1 if n % 4 > 0 then error('x') end end"
             )
         },
     ],
@@ -366,13 +381,16 @@ local kept, n = {}, 0
 math.randomseed({seed})
 local calls = {
   function() flow.getFullInfo() end, function() flow.getInfo() end, function() flow.getClientKey() end,
-  function() flow.getFacts() end, function() flow.getnDPIProtocolName() end, function() flow.getnDPIMatchPacket() end,
+  function() flow.getFacts() end, function() flow.getnDPIProtocolName() end,
+  function() flow.getnDPIMatchPacket() end,
   function() flow.triggerStatus(status_types.status_user_03, {a = {b = {c = 1}}, 1, 2}, 1, 2, 3) end,
   function() flow.setStatus(status_types.status_user_04, {}, {}, {}) end,
   function() flow.getScore({}, {}) end, function() flow.isStatusSet("x") end, function() error({}) end,
-  function() error(5) end, function() ntop.setCache("a" .. n, "b") end, function() ntop.getCache("a" .. n) end,
+  function() error(5) end, function() ntop.setCache("a" .. n, "b") end,
+  function() ntop.getCache("a" .. n) end,
   function() print("x", n) end, function() require("nothing" .. n) end, function() i18n("x", {}) end,
-  function() interface.getnDPIProtoName(5) end, function() coroutine.wrap(function() flow.getFacts() end)() end,
+  function() interface.getnDPIProtoName(5) end,
+  function() coroutine.wrap(function() flow.getFacts() end)() end,
 }
 function script.hooks.protocolDetected()
   n = n + 1
@@ -411,7 +429,7 @@ def test_room_for_values_of_python_counts_the_buffers_of_strings(monkeypatch: py
 
 @pytest.mark.parametrize("seed", range(4))
 def test_with_no_memory_left_everything_still_fails_in_order(seed: int) -> None:
-    """An allocation that fails where Python makes values for Lua would end the process: there must be room."""
+    """An allocation that fails where Python makes values for Lua would end the process."""
     script = lua(MEMORY_FUZZ.replace("{seed}", str(seed)))
     program = f"""
 import sys
@@ -467,7 +485,7 @@ REACH = {
     "metatable of a function": "getmetatable(flow.getScore).__index(flow.getScore, '__globals__')",
     "attribute of a function": "local x = flow.getScore.__globals__",
     "attribute of a method": "local x = flow.getFullInfo().__class__.__mro__",
-    "error that is an object": "local ok, e = pcall(flow.getScore, 1) assert(type(e) ~= 'userdata') local x = e.__class__",
+    "error that is an object": "local ok, e = pcall(flow.getScore, 1) local x = e.__class__",
     "coroutine of the host": "coroutine.running().x = 1",
     "module by path": "require('../../../../../../../../etc/passwd')",
 }
@@ -487,8 +505,8 @@ def test_nothing_that_a_script_can_get_at_is_of_python() -> None:
     source = hook("""
         local seen, queue, found = {}, {_G}, 0
         local samples = {flow.getFullInfo(), flow.getFacts(), flow.getInfo(), flow.getnDPIMatchPacket(), conf,
-                         select(2, pcall(flow.setStatus)), select(2, pcall(flow.getFullInfo, {})), require("dkjson"),
-                         require("flow_consts"), require("alerts_api"), require("plugins_utils"), package}
+                         select(2, pcall(flow.setStatus)), select(2, pcall(flow.getFullInfo, {})), package,
+                         require("dkjson"), require("flow_consts"), require("alerts_api")}
         for _, sample in pairs(samples) do queue[#queue + 1] = sample end
         while #queue > 0 do
             local value = table.remove(queue)
