@@ -31,8 +31,8 @@ _ROOM = 1 << 20
 """Bytes of memory that must be left before Python makes values for Lua: more than they ever take."""
 _TIME_OVER = "the time is over"
 _HOOK = """
-def make({names}):
-    def hook(flow, now, conf):
+def make(call, bindings, fault, {names}):
+    def hook(flow, now, conf, call=call, bindings=bindings, fault=fault, {defaults}):
         bindings.flow = flow
         try:
             call(now{arguments})
@@ -181,17 +181,11 @@ class Runtime:
         table = to_lua(conf, self._table)
         reads = tuple(getattr(Flow, name, protocol_key) for name in names)
         self._main[b"trust"]()
-        return {hook: self._hook(make(function, table), reads) for hook, function in functions.items()}
-
-    def _hook(self, call: Any, reads: tuple[Callable[[Flow], int], ...]) -> HookFunction:
-        """What the runner calls. Written out for the number of reads: it runs for each script and event."""
-        names = [f"read{n}" for n in range(len(reads))]
-        arguments = "".join(f", {name}(flow)" for name in names)
-        source = _HOOK.format(names=", ".join(["call", "bindings", "fault", *names]), arguments=arguments)
-        made: dict[str, Any] = {}
-        exec(source, made)  # noqa: S102 (nothing of the script's is in it)
-        hook: HookFunction = made.pop("make")(call, self.bindings, self.fault, *reads)
-        return hook
+        to_hook = _hook_maker(len(reads))
+        return {
+            hook: to_hook(make(function, table), self.bindings, self.fault, *reads)
+            for hook, function in functions.items()
+        }
 
     def fault(self, error: Exception) -> NoReturn:
         """Raise what an error out of Lua means: ScriptFault, or ScriptTimeoutError."""
@@ -245,6 +239,19 @@ class Runtime:
         """A name for a chunk. Lua keeps 59 characters, so the end of the path has to do."""
         names = (path.name, str(path.relative_to(self._directory)), f"{len(self._paths)} {path.name}")
         return next(name for name in (n[-50:] for n in names) if self._paths.setdefault(name, path) == path)
+
+
+@cache
+def _hook_maker(reads: int) -> Callable[..., HookFunction]:
+    """Makes what the runner calls. Written out for the number of reads: it runs for each script and event."""
+    names = [f"read{n}" for n in range(reads)]
+    arguments = "".join(f", {name}(flow)" for name in names)
+    defaults = ", ".join(f"{name}={name}" for name in names)  # found faster than what a closure holds
+    made: dict[str, Any] = {}
+    source = _HOOK.format(names=", ".join(names), defaults=defaults, arguments=arguments)
+    exec(source, made)  # noqa: S102 (nothing of a script's)
+    maker: Callable[..., HookFunction] = made["make"]
+    return maker
 
 
 def _refuse(_object: Any, name: Any, _setting: bool) -> NoReturn:
