@@ -83,9 +83,8 @@ def said(
 def ask(packets: Iterable[Packet], expression: str, before: str = "", name: str = "protocolDetected") -> Any:
     """The value of an expression in a hook's first call, as the info of a status keeps it."""
     statements = f"{before}\nflow.triggerStatus(status_types.status_user_05, {{value = {expression}}}, 1000)"
-    source = lua(
-        f"local done\nfunction script.hooks.{name}(now, conf)\nif done then return end done = true\n{statements}\nend"
-    )
+    once = "if done then return end done = true"
+    source = lua(f"local done\nfunction script.hooks.{name}(now, conf)\n{once}\n{statements}\nend")
     judged, ran = run({"script.lua": source}, packets)
     assert ran["script"].last_error == ""
     return judged.alerts[-1]["nedge"]["info"].get("value")

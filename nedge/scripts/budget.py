@@ -83,6 +83,19 @@ class Watch:
             self._late, self._late_since = deadline, now
         return now - self._late_since >= _GRACE_NS
 
+    def begin(self, seconds: float) -> None:
+        """A call into a script begins, which may take so long. (The runner does the same by itself.)"""
+        if self.resting:
+            self.wake()
+        self.fired = False
+        self.deadline = perf_counter_ns() + int(seconds * 1e9)
+
+    def end(self) -> bool:
+        """It is over. Whether it was interrupted."""
+        self.deadline = 0
+        fired, self.fired = self.fired, False
+        return fired
+
     def wake(self) -> None:
         """Start the timer."""
         self.resting = False
@@ -130,19 +143,6 @@ def enforced() -> Iterator[None]:
         if not nested:
             WATCH.resting = False
             signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """A call into a script that may take so long."""
-    if WATCH.resting:
-        WATCH.wake()
-    WATCH.fired = False
-    WATCH.deadline = perf_counter_ns() + int(seconds * 1e9)
-    try:
-        yield
-    finally:
-        WATCH.deadline = 0
 
 
 class _Pending:

@@ -16,7 +16,7 @@ from typing import Any
 
 from nedge.core.hooks import Hook
 from nedge.core.status import FIRST_USER_KEY, LAST_KEY, STATUS_BY_KEY, StatusType
-from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError, enters_scripts, time_limit
+from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError, enters_scripts
 from nedge.scripts.check import ALL, NTOPNG_HOOKS, Declaration
 from nedge.scripts.script import HookFunction, ScriptError
 
@@ -83,20 +83,21 @@ def _set_up(path: Path, setup: Any, conf: dict[str, Any]) -> Any:
 @enters_scripts
 def call(path: Path, when: str, function: Callable[[], Any]) -> Any:
     """Call into a script; what it raises becomes a ScriptError with the script's own line."""
+    failure: BaseException | None = None
+    result = None
+    WATCH.begin(LOAD_SECONDS)
     try:
-        with time_limit(LOAD_SECONDS):
-            result = function()
-        if WATCH.fired:  # and the script made nothing of it
-            raise ScriptTimeoutError
-        return result
-    except ScriptTimeoutError as error:
-        message = f"takes longer than {LOAD_SECONDS:.0f} s {when}"
-        raise ScriptError(message, script_line(error, path)) from None
-    except KeyboardInterrupt:
-        raise
+        result = function()
     except BaseException as error:
-        message = f"{type(error).__name__} {when}: {error}"
-        raise ScriptError(message, script_line(error, path)) from None
+        failure = error
+    if WATCH.end() or isinstance(failure, ScriptTimeoutError):
+        message = f"takes longer than {LOAD_SECONDS:.0f} s {when}"
+        raise ScriptError(message, script_line(failure, path) if failure else 0)
+    if isinstance(failure, KeyboardInterrupt):
+        raise failure
+    if failure is not None:
+        raise ScriptError(f"{type(failure).__name__} {when}: {failure}", script_line(failure, path))
+    return result
 
 
 def script_line(error: BaseException, path: Path) -> int:

@@ -94,22 +94,21 @@ for _, name in ipairs(host.options.values) do
   end
 end
 
--- Texts that a number stands for are fetched once.
-local function kept(key_name, read)
-  local kept_texts = {}
-  return function()
-    local key = scalars[key_name]()
-    local text = kept_texts[key]
-    if text == nil then
-      room()
-      text = read()
-      kept_texts[key] = text
-    end
+-- Texts that a number stands for are fetched once. Name of the number -> a table of texts that fetches.
+local texts_by = {}
+local function add_text(name, key_name)
+  local read, key_of = raw[name], scalars[key_name]
+  local kept = setmetatable({}, {__index = function(kept, key)
+    room()
+    local text = read()
+    kept[key] = text
     return text
-  end
+  end})
+  texts_by[key_name] = {name = name, texts = kept}
+  flow[name] = function() return kept[key_of()] end
 end
-flow.getnDPIProtocolName = kept("protocol_key", raw.getnDPIProtocolName)
-flow.getnDPICategoryName = kept("getnDPICategoryId", raw.getnDPICategoryName)
+add_text("getnDPIProtocolName", "protocol_key")
+add_text("getnDPICategoryName", "getnDPICategoryId")
 
 -- A function that makes hooks: it takes a script's function and settings, and gives what Python calls with the
 -- time, and the values of these reads. They then need not go to Python for them.
@@ -121,12 +120,16 @@ function host.hook_maker(names)
     insert(lines, format("local read%d = scalars[%q]", n, name))
     insert(lines, format("scalars[%q] = function() if v%d == nil then return read%d() end return v%d end", name, n, n, n))
     insert(lines, format("if flow[%q] then flow[%q] = scalars[%q] end", name, name, name))
+    if texts_by[name] then
+      insert(lines, format("local texts%d = texts_by[%q].texts", n, name))
+      insert(lines, format("flow[texts_by[%q].name] = function() return texts%d[v%d or read%d()] end", name, n, n, n))
+    end
   end
-  insert(lines, 1, "local flow, scalars = ...\nlocal " .. concat(variables, ", "))
+  insert(lines, 1, "local flow, scalars, texts_by = ...\nlocal " .. concat(variables, ", "))
   insert(lines, format("return function(body, conf) return function(%s)", concat(arguments, ", ")))
   for n = 1, #names do insert(lines, format("v%d = a%d", n, n)) end
   insert(lines, "body(now, conf) end end")
-  return env.load(concat(lines, "\n"), "=[nedge] hook")(flow, scalars)
+  return env.load(concat(lines, "\n"), "=[nedge] hook")(flow, scalars, texts_by)
 end
 
 -- A function that gives a table made from many values at once: cheaper than a table made by Python.

@@ -20,7 +20,7 @@ from lupa.lua53 import LuaError, LuaMemoryError, LuaRuntime
 from nedge.core.hooks import Hook
 from nedge.core.status import STATUS_BY_KEY, STATUS_TYPES, StatusType
 from nedge.scripts.api import Flow
-from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError, time_limit
+from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError
 from nedge.scripts.fullinfo import BASIC_INFO
 from nedge.scripts.lua.bindings import NO_FLOW, SCALARS, VALUES, Bindings, asked_for, protocol_key
 from nedge.scripts.lua.host import Host
@@ -31,8 +31,8 @@ _ROOM = 1 << 20
 """Bytes of memory that must be left before Python makes values for Lua: more than they ever take."""
 _TIME_OVER = "the time is over"
 _HOOK = """
-def make({names}):
-    def hook(flow, now, conf):
+def make(call, bindings, fault, {names}):
+    def hook(flow, now, conf, call=call, bindings=bindings, fault=fault, {defaults}):
         bindings.flow = flow
         try:
             call(now{arguments})
@@ -101,8 +101,7 @@ class Runtime:
         given = raw, to_lua(options, self._table)
         self._main: Any = lua.execute(_part("sandbox.lua"), *given, name=b"=[nedge] sandbox")
         self._lines_of_fault = self._main[b"fault"]
-        with time_limit(LOAD_SECONDS):
-            self._main[b"add"](_part("globals.lua"), b"[nedge] globals")
+        self._main[b"add"](_part("globals.lua"), b"[nedge] globals")
 
     # Loading. All raise ScriptError for what is wrong with the script.
 
@@ -154,9 +153,9 @@ class Runtime:
         return found.decode(errors="replace") if found is not None else None
 
     def _call(self, when: str, function: Any, *arguments: Any) -> Any:
+        WATCH.begin(LOAD_SECONDS)
         try:
-            with time_limit(LOAD_SECONDS):
-                return function(*arguments)
+            return function(*arguments)
         except Exception as error:
             try:
                 self.fault(error)
@@ -165,6 +164,8 @@ class Runtime:
             except ScriptFault as fault:
                 path, line = fault.where[-1] if fault.where else (None, 0)
                 raise ScriptError(f"error {when}: {fault}", line, path=path) from None
+        finally:
+            WATCH.end()
 
     # Hooks
 
@@ -180,17 +181,11 @@ class Runtime:
         table = to_lua(conf, self._table)
         reads = tuple(getattr(Flow, name, protocol_key) for name in names)
         self._main[b"trust"]()
-        return {hook: self._hook(make(function, table), reads) for hook, function in functions.items()}
-
-    def _hook(self, call: Any, reads: tuple[Callable[[Flow], int], ...]) -> HookFunction:
-        """What the runner calls. Written out for the number of reads: it runs for each script and event."""
-        names = [f"read{n}" for n in range(len(reads))]
-        arguments = "".join(f", {name}(flow)" for name in names)
-        source = _HOOK.format(names=", ".join(["call", "bindings", "fault", *names]), arguments=arguments)
-        made: dict[str, Any] = {}
-        exec(source, made)  # noqa: S102 (nothing of the script's is in it)
-        hook: HookFunction = made.pop("make")(call, self.bindings, self.fault, *reads)
-        return hook
+        to_hook = _hook_maker(len(reads))
+        return {
+            hook: to_hook(make(function, table), self.bindings, self.fault, *reads)
+            for hook, function in functions.items()
+        }
 
     def fault(self, error: Exception) -> NoReturn:
         """Raise what an error out of Lua means: ScriptFault, or ScriptTimeoutError."""
@@ -244,6 +239,19 @@ class Runtime:
         """A name for a chunk. Lua keeps 59 characters, so the end of the path has to do."""
         names = (path.name, str(path.relative_to(self._directory)), f"{len(self._paths)} {path.name}")
         return next(name for name in (n[-50:] for n in names) if self._paths.setdefault(name, path) == path)
+
+
+@cache
+def _hook_maker(reads: int) -> Callable[..., HookFunction]:
+    """Makes what the runner calls. Written out for the number of reads: it runs for each script and event."""
+    names = [f"read{n}" for n in range(reads)]
+    arguments = "".join(f", {name}(flow)" for name in names)
+    defaults = ", ".join(f"{name}={name}" for name in names)  # found faster than what a closure holds
+    made: dict[str, Any] = {}
+    source = _HOOK.format(names=", ".join(names), defaults=defaults, arguments=arguments)
+    exec(source, made)  # noqa: S102 (nothing of a script's)
+    maker: Callable[..., HookFunction] = made["make"]
+    return maker
 
 
 def _refuse(_object: Any, name: Any, _setting: bool) -> NoReturn:

@@ -14,7 +14,7 @@ from nedge.scripts.script import Problem, Script
 Files = dict[str, str | bytes]
 
 PLUGIN: Files = {
-    "manifest.lua": 'return {title = "Odd ports", description = "Tells of odd ports", author = "us", dependencies = {}}',
+    "manifest.lua": 'return {title = "Odd ports", description = "Tells", author = "us", dependencies = {}}',
     "locales/en.lua": """
         return {
           odd_ports = {
@@ -26,12 +26,14 @@ PLUGIN: Files = {
         """,
     "alert_definitions/alert_odd_port.lua": """
         local alert_keys = require "alert_keys"
-        return {alert_key = alert_keys.user.alert_user_01, i18n_title = "odd_ports.title", icon = "fas fa-bolt"}
+        return {alert_key = alert_keys.user.alert_user_01, i18n_title = "odd_ports.title", icon = "fas"}
         """,
     "status_definitions/status_odd_port.lua": """
         local status_keys = require "flow_keys"
         local alert_consts = require("alert_consts")
-        local function describe(info) return i18n("odd_ports.description", {port = info.port, server = info.server}) end
+        local function describe(info)
+          return i18n("odd_ports.description", {port = info.port, server = info.server})
+        end
         local function create(severity, port, server)
           return {alert_severity = severity, alert_type_params = {port = port, server = server}}
         end
@@ -44,7 +46,7 @@ PLUGIN: Files = {
           create = create,
         }
         """,
-    "modules/ports.lua": "local ports = {}\nfunction ports.is_odd(port) return port % 2 == 1 end\nreturn ports\n",
+    "modules/ports.lua": "return {is_odd = function(port) return port % 2 == 1 end}\n",
     "user_scripts/flow/odd_ports.lua": lua("""
         local plugins_utils = require "plugins_utils"
         script.gui = {i18n_title = "odd_ports.title", i18n_description = "odd_ports.missing"}
@@ -52,9 +54,10 @@ PLUGIN: Files = {
           local ports = plugins_utils.loadModule("odd_ports", "ports")
           local info = flow.getInfo()
           if ports.is_odd(info["srv.port"]) then
-            local status = status_types.status_odd_port
-            flow.triggerStatus(status.create(status.alert_severity, info["srv.port"], info["srv.ip"]), 30, 20, 10)
-            print(flow_consts.getStatusDescription(59, {port = 1, server = "x"}), flow_consts.getStatusTitle(59))
+            local odd = status_types.status_odd_port
+            flow.triggerStatus(odd.create(odd.alert_severity, info["srv.port"], info["srv.ip"]), 30, 20, 10)
+            local description = flow_consts.getStatusDescription(59, {port = 1, server = "x"})
+            print(description, flow_consts.getStatusTitle(59))
           end
         end
         """),

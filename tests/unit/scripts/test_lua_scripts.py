@@ -73,7 +73,7 @@ local script = {
    hooks = {},
    gui = {
       i18n_title = "New domain",
-      i18n_description = i18n(ternary(ntop.isnEdge(), "new_domain.inline", "new_domain.passive"), {url = "x"}),
+      i18n_description = i18n(ternary(ntop.isnEdge(), "new_domain.inline", "new_domain.tap"), {url = "x"}),
       input_builder = "items_list",
       input_title = i18n("new_domain.title"),
       i18n_field_unit = user_scripts.field_units.seconds,
@@ -176,7 +176,7 @@ def test_files_are_not_there_unless_allowed(tmp_path: Path) -> None:
     assert not log.exists()
     more = 'lua_allow = ["io"]\n' + more
     source = hook(f'local f = io.open("{log}", "a") f:write("written\\n") f:close()')
-    judged, ran = run({"a.lua": source}, ping(), more='lua_allow = ["io"]')
+    _, ran = run({"a.lua": source}, ping(), more='lua_allow = ["io"]')
     assert (ran["a"].last_error, log.read_text()) == ("", "written\n")
 
 
@@ -211,7 +211,8 @@ def test_what_it_declares(tmp_path: Path) -> None:
         lua("""
         script.l4_proto, script.l7_proto, script.prio = "tcp", "TLS", -20
         script.three_way_handshake_ok, script.periodic_update_seconds = true, 60
-        script.default_value = {limit = 5, ratio = 0.5, on = true, text = "x", names = {"a"}, by = {k = 1}, none = {}}
+        script.default_value = {limit = 5, ratio = 0.5, on = true, text = "x", names = {"a"}, by = {k = 1}}
+        script.default_value.none = {}
         script.gui = {i18n_title = "some.key", i18n_description = "Words that are no key."}
         function script.hooks.periodicUpdate() end
         function script.hooks.protocolUpdated() end
@@ -362,7 +363,7 @@ def test_variables_live_on_between_calls_and_flows() -> None:
         ("local m = require\n'mud_utils'", 1, "there is no module 'mud_utils'"),
         ("error({})", 1, "the error is a table, not a message"),
         (
-            "local s = {hooks = {}}\nfunction s.setup()\n  return nothing.here\nend\ns.hooks.all = print\nreturn s",
+            "local s = {hooks = {all = print}}\nfunction s.setup()\n  return nothing.here\nend\nreturn s",
             3,
             "in setup()",
         ),
@@ -443,8 +444,11 @@ def test_one_key_in_two_languages(tmp_path: Path) -> None:
 
 def test_files_that_are_no_scripts(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {
-        "_draft.lua": "error()", "test_x.lua": "error()", "good.lua": lua(EMPTY_HOOK), "x.lua.bak": "", "notes.txt": "",
-    }  # fmt: skip
+        "_draft.lua": "error()",
+        "test_x.lua": "error()",
+        "good.lua": lua(EMPTY_HOOK),
+        "x.lua.bak": "",
+    }
     found, problems = load(tmp_path, files)
     assert ([script.key for script in found], problems) == (["good"], [])
 
@@ -475,7 +479,7 @@ def test_an_error_in_a_hook_is_told_with_its_line(
 def test_lines_of_helpers_are_told_from_the_outside_in(capfd: pytest.CaptureFixture[str]) -> None:
     files: dict[str, str | bytes] = {
         "mine/user_scripts/flow/a.lua": hook('local helper = require "helper"\nhelper.work()'),
-        "mine/modules/helper.lua": "local helper = {}\nfunction helper.work()\n  error('deep')\nend\nreturn helper\n",
+        "mine/modules/helper.lua": "local h = {}\nfunction h.work()\n  error('deep')\nend\nreturn h",
     }
     run(files, [*ping(), *ping(CLIENT, "203.0.113.9", T0 + 100)])
     line = next(line for line in reversed("".join(capfd.readouterr()).splitlines()) if "script_error" in line)
@@ -553,7 +557,10 @@ def test_json_is_that_of_others(value: Any) -> None:
         local value, after, why = json.decode({long_string}, 1, json.null)
         assert(why == nil and after == {len(text.encode()) + 1}, why)
         local written = json.encode(value)
-        for at = 1, #written, 4000 do print((written:sub(at, at + 3999):gsub(".", function(c) return ("%02x"):format(c:byte()) end))) end
+        local function hexadecimal(part)
+            return (part:gsub(".", function(c) return ("%02x"):format(c:byte()) end))
+        end
+        for at = 1, #written, 4000 do print(hexadecimal(written:sub(at, at + 3999))) end
         """)
     assert json.loads(bytes.fromhex("".join(said({"a.lua": source}, ping())))) == value
 
@@ -651,8 +658,20 @@ TRAFFIC: list[list[Packet]] = [ping(), dns("example.com").packets, tls().packets
 
 @pytest.mark.parametrize("packets", TRAFFIC)
 def test_a_script_that_names_more_reads_than_are_sent_along(packets: list[Packet]) -> None:
-    names = ["getPackets", "getBytes", "getKey", "isLocal", "isUnicast", "getPacketsSent", "getPacketsRcvd",
-             "getBytesSent", "getBytesRcvd", "getnDPIAppProtoId", "getnDPIMasterProtoId", "isBidirectional"]  # fmt: skip
+    names = [
+        "getPackets",
+        "getBytes",
+        "getKey",
+        "isLocal",
+        "isUnicast",
+        "getPacketsSent",
+        "getPacketsRcvd",
+        "getBytesSent",
+        "getBytesRcvd",
+        "getnDPIAppProtoId",
+        "getnDPIMasterProtoId",
+        "isBidirectional",
+    ]
     calls = ", ".join(f"tostring(flow.{name}())" for name in names)
     others = ", ".join(f'tostring(flow["{name}"]())' for name in names)
     source = hook(f"assert(table.concat({{{calls}}}, ' ') == table.concat({{{others}}}, ' '))")
@@ -663,7 +682,9 @@ def test_a_script_that_names_more_reads_than_are_sent_along(packets: list[Packet
 
 def test_http_requests_one_by_one() -> None:
     source = lua("""
-        local function check() print(flow.getHTTPInfo()["protos.http.last_url"], flow.getnDPIProtocolName()) end
+        local function check()
+            print(flow.getHTTPInfo()["protos.http.last_url"], flow.getnDPIProtocolName())
+        end
         script.hooks.protocolDetected, script.hooks.protocolUpdated = check, check
         """)
     packets = (
