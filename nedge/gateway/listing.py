@@ -20,7 +20,7 @@ from nedge.core.orders import Kind as Target
 from nedge.core.status import STATUS_TYPES, StatusType
 from nedge.core.verdict import Action, Operator
 from nedge.export.eve import proto_name
-from nedge.scripts.loader import PERIODIC_STEP, Script
+from nedge.scripts.script import PERIODIC_STEP, Script
 
 FLOW_COLUMNS = (
     "id", "src_ip", "src_port", "dest_ip", "dest_port", "proto", "vlan", "app_proto", "category", "hostname",

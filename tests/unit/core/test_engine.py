@@ -629,6 +629,23 @@ def test_script_error(policy: Sequence[Failure]) -> None:
     assert rig.engine.counters.script_errors == 4
 
 
+@pytest.mark.parametrize("policy", [(), (Failure.SCRIPT_TIMEOUT,), (Failure.SCRIPT_ERROR,)])
+def test_script_timeout(policy: Sequence[Failure]) -> None:
+    def script(call: HookCall) -> None:
+        call.timed_out += 1
+        call.put_aside += 1
+
+    rig = Rig(
+        scripts=StubScripts(Hook.PROTOCOL_DETECTED, Hook.FLOW_END, script=script),
+        policy=Policy(failures=tuple(policy)),
+    )
+    assert rig.feed(ask("a.example")) is (DROP if Failure.SCRIPT_TIMEOUT in policy else PASS)
+    assert the_flow(rig).failures == (Failure.SCRIPT_TIMEOUT,)
+    rig.engine.finish(T0)
+    figures = rig.engine.figures()
+    assert (figures["script_timeouts"], figures["scripts_aside"], figures["script_errors"]) == (2, 2, 0)
+
+
 # Verdicts: statuses, scores, lists, operator
 
 
