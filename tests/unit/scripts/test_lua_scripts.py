@@ -12,8 +12,8 @@ from lua_kit import HEAD_LINES, QUIET, hook, lua, run, said, scripts, write
 
 from nedge.core.hooks import Hook
 from nedge.scripts.loader import load_scripts
-from nedge.scripts.script import Problem, Script
 from nedge.scripts.lua.host import Host
+from nedge.scripts.script import Problem, Script
 
 
 def load(
