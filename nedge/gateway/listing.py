@@ -32,8 +32,8 @@ HOST_COLUMNS = (
     "score", "operator", "allowed", "blacklisted", "quarantined_until",
 )  # fmt: skip
 SCRIPT_COLUMNS = (
-    "script", "title", "category", "hooks", "filters", "calls", "time_ns", "errors", "last_error",
-    "statuses_set", "flows_dropped",
+    "script", "title", "category", "hooks", "filters", "calls", "time_ns", "p99_ns", "errors",
+    "timeouts", "last_error", "last_error_at", "aside", "statuses_set", "flows_dropped",
 )  # fmt: skip
 
 Row = list[Any]
@@ -265,8 +265,12 @@ def script_row(script: Script, engine: Engine) -> Row:
         filters,
         script.calls,
         script.time_ns,
+        script.time_quantile(0.99),
         script.errors,
+        script.timeouts,
         script.last_error,
+        script.last_error_at,
+        script.aside,
         judge.statuses_by[script.key],
         judge.drops_by[script.key],
     ]

@@ -26,6 +26,7 @@ VARIABLES = (
     "default_enabled",
     "l4_proto",
     "l7_proto",
+    "l7_proto_id",
     "three_way_handshake_ok",
     "periodic_update_seconds",
     "prio",

@@ -85,7 +85,7 @@ class Bench:
     def variables(self) -> dict[str, Any]:
         """The first script's own variables: what it remembers, limits to change. Of Python scripts only."""
         hook = next(iter(self.scripts[0].hooks.values()))
-        if not inspect.isfunction(hook):
+        if self.scripts[0].path.suffix == ".lua" or not inspect.isfunction(hook):
             raise TypeError(f"{self.scripts[0].path}: only the variables of Python scripts can be had")
         return hook.__globals__
 

@@ -1188,7 +1188,7 @@ def test_any_traffic_with_the_real_library(choice: str) -> None:
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, str(here / "core_fuzz.py"), choice],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [here, *here.parents[1:3]]))},
         capture_output=True,
         text=True,
         timeout=120,

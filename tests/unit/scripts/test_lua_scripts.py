@@ -11,9 +11,9 @@ from kit import CLIENT, T0, Packet, Tcp, dns, http_request, ping, tls
 from lua_kit import HEAD_LINES, QUIET, hook, lua, run, said, scripts, write
 
 from nedge.core.hooks import Hook
-from nedge.scripts.loader import load_scripts
+from nedge.scripts.loader import find_scripts, load_scripts, read_script
 from nedge.scripts.lua.host import Host
-from nedge.scripts.script import Problem, Script
+from nedge.scripts.script import Problem, Script, ScriptErrors
 
 
 def load(
@@ -691,3 +691,105 @@ def test_http_requests_one_by_one() -> None:
         Tcp(dport=80).handshake().client(http_request("a.example")).client(http_request("b.example")).packets
     )
     assert list(dict.fromkeys(said({"a.lua": source}, packets))) == ["a.example/\tHTTP", "b.example/\tHTTP"]
+
+
+# What holds for scripts in Python, too
+
+
+def test_all_problems_of_a_script_are_told_at_once(tmp_path: Path) -> None:
+    source = lua("""
+        script.l4_proto, script.l7_proto, script.prio = "sctp", "NoSuch", "high"
+        script.default_value = {limit = 5}
+        script.periodic_update_seconds = function() end
+        """)
+    write(tmp_path, {"script.lua": source})
+    scripts, problems = load_scripts([tmp_path], {"script": {"limits": 1}}, lambda name: None)
+    assert scripts == []
+    found = {(wrong.message.partition(":")[0], wrong.fatal) for wrong in problems}
+    assert found == {
+        ("[scripts.script] limits", True),
+        ("l4_proto", True),
+        ("l7_proto", False),
+        ("periodic_update_seconds", True),
+        ("prio", True),
+    }
+    assert any(wrong.message.endswith("did you mean 'limit'?") for wrong in problems)
+
+
+def test_all_wrong_hooks_are_told_at_once(tmp_path: Path) -> None:
+    write(tmp_path, {"script.lua": lua("script.hooks = {flowEnd = 5, periodicUpdate = 'x'}")})
+    _, problems = load_scripts([tmp_path], {}, lambda name: None)
+    assert [wrong.message for wrong in problems] == [
+        "hooks.flowEnd is not a function",
+        "hooks.periodicUpdate is not a function",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "why"),
+    [
+        (EMPTY_HOOK, {"enabled": False}, "enabled = false in the configuration"),
+        ("error('broken')", {"enabled": False}, "enabled = false in the configuration"),
+        ("script.default_enabled = false\n" + EMPTY_HOOK, {}, "by default"),
+        ("function script.setup() return false end\n" + EMPTY_HOOK, {}, "its setup() found nothing to do"),
+        ("script.nedge_exclude = true\n" + EMPTY_HOOK, {}, "it excludes nedge"),
+    ],
+)
+def test_scripts_that_are_off(tmp_path: Path, source: str, settings: dict[str, Any], why: str) -> None:
+    write(tmp_path, {"script.lua": lua(source)})
+    off: dict[str, str] = {}
+    found, problems = load_scripts([tmp_path], {"script": settings}, lambda name: None, off)
+    assert (found, problems) == ([], [])
+    assert off["script"].startswith(why)
+
+
+def test_a_single_script(tmp_path: Path) -> None:
+    module = "return {word = 'found'}"
+    files: dict[str, str | bytes] = {
+        "broken.lua": "x = = 1",
+        "test_mine.lua": lua("script.gui.i18n_title = require('words').word\n" + EMPTY_HOOK),
+        "modules/words.lua": module,
+        "plugin/manifest.lua": "return {}",
+        "plugin/user_scripts/flow/other.lua": lua(
+            "script.gui.i18n_title = require('words').word\n" + EMPTY_HOOK
+        ),
+        "plugin/user_scripts/flow/broken.lua": "x = = 1",
+        "plugin/modules/words.lua": module,
+    }
+    write(tmp_path, files)
+    paths = [tmp_path / "test_mine.lua", tmp_path / "plugin" / "user_scripts" / "flow" / "other.lua"]
+    found, problems = load_scripts(paths, {}, lambda name: None)
+    assert problems == []
+    assert [(script.key, script.title) for script in found] == [("other", "found"), ("test_mine", "found")]
+
+
+def test_scripts_are_found_in_both_languages(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        "a.lua": "", "b.py": "", "_c.lua": "", "test_d.py": "", "p/plugin.lua": "",
+        "p/user_scripts/flow/e.lua": "", "p/user_scripts/host/f.lua": "", "q/g.lua": "", "alone/h.lua": "",
+    }  # fmt: skip
+    write(tmp_path, files)
+    found = find_scripts([tmp_path, tmp_path / "alone" / "h.lua", tmp_path / "none"])
+    assert [path.name for path in found] == ["a.lua", "b.py", "e.lua", "h.lua"]
+
+
+def test_a_script_that_is_read_only(tmp_path: Path) -> None:
+    source = lua("""
+        script.default_value = {limit = 5}
+        function script.setup() error("not called") end
+        function script.hooks.flowEnd() end
+        """)
+    write(tmp_path, {"script.lua": source, "bad.lua": "x = = 1"})
+    script = read_script(tmp_path / "script.lua", {"limit": 6}, lambda name: None)
+    assert (script.conf, list(script.hooks)) == ({"limit": 6}, [Hook.FLOW_END])
+    assert script.release is not None
+    script.release()
+    with pytest.raises(ScriptErrors, match="syntax error") as raised:
+        read_script(tmp_path / "bad.lua", {}, lambda name: None)
+    assert [error.line for error in raised.value.found] == [1]
+
+
+def test_an_error_says_where_it_was() -> None:
+    files: dict[str, str | bytes] = {"a.lua": hook("\nerror('broken')")}
+    _judged, ran = run(files, ping())
+    assert ran["a"].last_error_at.endswith(f"/a.lua:{HEAD_LINES + 3}")
