@@ -18,7 +18,7 @@ from nedge.core.hosts import Directory
 from nedge.core.inspection import CATEGORY_MALWARE
 from nedge.core.status import LAST_KEY, StatusType, status_types
 from nedge.core.verdict import Action
-from nedge.scripts.fullinfo import disorder, full_info, http_info, tcp_stats
+from nedge.scripts.fullinfo import disorder, dns_info, full_info, http_info, ssh_info, tcp_stats, tls_info
 from nedge.scripts.plain import plain
 
 Conf = Mapping[str, Any]
@@ -318,6 +318,18 @@ class Flow:
     def getHTTPInfo(self) -> dict[str, Any]:
         """Of an HTTP flow's latest request, with ntopng's key names; empty if it is not HTTP."""
         return http_info(self._context.facts(self._flow))
+
+    def getTLSInfo(self) -> dict[str, Any]:
+        """Of a TLS or QUIC flow, with ntopng's key names; empty if it is neither."""
+        return tls_info(self._context.facts(self._flow))
+
+    def getDNSInfo(self) -> dict[str, Any]:
+        """Of a DNS flow's latest query, with ntopng's key names; empty if it is not DNS."""
+        return dns_info(self._context.facts(self._flow))
+
+    def getSSHInfo(self) -> dict[str, Any]:
+        """Of an SSH flow, with ntopng's key names; empty if it is not SSH."""
+        return ssh_info(self._context.facts(self._flow))
 
     def getTCPStats(self) -> dict[str, Any]:
         """TCP flags seen, how the handshake went, and segments with payload that came again or out of order.

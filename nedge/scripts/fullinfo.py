@@ -63,33 +63,54 @@ def full_info(flow: Flow, context: Context) -> dict[str, Any]:
     }
     info |= _end("cli", flow.client, flow.client_port, flow.client_mac, context)
     info |= _end("srv", flow.server, flow.server_port, flow.server_mac, context)
-    if facts.dns_query:
-        info["protos.dns.last_query"] = facts.dns_query
-        info["protos.dns.last_query_type"] = facts.dns_query_type
-        info["protos.dns.last_return_code"] = facts.dns_reply_code
-    info |= http_info(facts)
-    if facts.tls_version:
-        info["protos.tls_version"] = facts.tls_version
-        info["protos.tls.client_requested_server_name"] = facts.tls_sni
-        info["protos.tls.server_names"] = ",".join(facts.cert_names)
-        info["protos.tls.ja3.client_hash"] = facts.ja3
-        info["protos.tls.ja3.server_hash"] = facts.ja3s
-        info["protos.tls.issuerDN"] = facts.cert_issuer
-        info["protos.tls.subjectDN"] = facts.cert_subject
-        info["protos.tls.notBefore"] = facts.cert_not_before
-        info["protos.tls.notAfter"] = facts.cert_not_after
-        info["protos.tls.client_alpn"] = facts.tls_alpn
-    if facts.ssh_client or facts.ssh_server:
-        info["protos.ssh.client_signature"] = facts.ssh_client
-        info["protos.ssh.server_signature"] = facts.ssh_server
-        info["protos.ssh.hassh.client_hash"] = facts.hassh_client
-        info["protos.ssh.hassh.server_hash"] = facts.hassh_server
+    info |= dns_info(facts) | http_info(facts) | tls_info(facts) | ssh_info(facts)
     if flow.proto == TCP:
         info |= tcp_stats(flow)
         info["tcp.closed"] = flow.closing
     if flow.icmp:
         info["icmp.type"], info["icmp.code"] = flow.icmp
     return info
+
+
+def dns_info(facts: Facts) -> dict[str, Any]:
+    """Of the latest DNS query; empty if there is none."""
+    if not facts.dns_query:
+        return {}
+    return {
+        "protos.dns.last_query": facts.dns_query,
+        "protos.dns.last_query_type": facts.dns_query_type,
+        "protos.dns.last_return_code": facts.dns_reply_code,
+    }
+
+
+def tls_info(facts: Facts) -> dict[str, Any]:
+    """Of TLS, or QUIC; empty if it is neither."""
+    if not facts.tls_version:
+        return {}
+    return {
+        "protos.tls_version": facts.tls_version,
+        "protos.tls.client_requested_server_name": facts.tls_sni,
+        "protos.tls.server_names": ",".join(facts.cert_names),
+        "protos.tls.ja3.client_hash": facts.ja3,
+        "protos.tls.ja3.server_hash": facts.ja3s,
+        "protos.tls.issuerDN": facts.cert_issuer,
+        "protos.tls.subjectDN": facts.cert_subject,
+        "protos.tls.notBefore": facts.cert_not_before,
+        "protos.tls.notAfter": facts.cert_not_after,
+        "protos.tls.client_alpn": facts.tls_alpn,
+    }
+
+
+def ssh_info(facts: Facts) -> dict[str, Any]:
+    """Of SSH; empty if it is not."""
+    if not facts.ssh_client and not facts.ssh_server:
+        return {}
+    return {
+        "protos.ssh.client_signature": facts.ssh_client,
+        "protos.ssh.server_signature": facts.ssh_server,
+        "protos.ssh.hassh.client_hash": facts.hassh_client,
+        "protos.ssh.hassh.server_hash": facts.hassh_server,
+    }
 
 
 def http_info(facts: Facts) -> dict[str, Any]:

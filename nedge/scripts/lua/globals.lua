@@ -119,7 +119,7 @@ function host.hook_maker(names)
     insert(arguments, "a" .. n)
     insert(lines, format("local read%d = scalars[%q]", n, name))
     insert(lines, format("scalars[%q] = function() if v%d == nil then return read%d() end return v%d end", name, n, n, n))
-    insert(lines, format("if flow[%q] then flow[%q] = scalars[%q] end", name, name, name))
+    if flow[name] then insert(lines, format("flow[%q] = scalars[%q]", name, name)) end
     if texts_by[name] then
       insert(lines, format("local texts%d = texts_by[%q].texts", n, name))
       insert(lines, format("flow[texts_by[%q].name] = function() return texts%d[v%d or read%d()] end", name, n, n, n))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,19 +76,25 @@ class LuaLoader:
     def declare(self, path: Path, key: str) -> Declaration:
         """Run a script's file, and see what it declares. Raises ScriptError."""
         plugin = self._plugins.get(path) or Plugin(path.parent)
-        runtime = self._open(key, plugin)
+        sources = [_read(file) for file in (path, *dict.fromkeys(plugin.modules().values()))]
+        runtime = self._open(key, plugin, sources)
         try:
             if path in self._plugins:
                 self._define(runtime, plugin)
-            return self._declare(runtime, plugin, path, key)
+            return self._declare(runtime, plugin, path, key, sources)
         except BaseException:
             runtime.release()
             raise
 
-    def _open(self, key: str, plugin: Plugin) -> Runtime:
+    def _open(self, key: str, plugin: Plugin, sources: Iterable[bytes] = ()) -> Runtime:
         statuses = [status for defined in self._statuses.values() for status in defined]
         return Runtime(
-            key, self._host, directory=plugin.root, modules=plugin.modules(), user_statuses=statuses
+            key,
+            self._host,
+            directory=plugin.root,
+            modules=plugin.modules(),
+            user_statuses=statuses,
+            sources=sources,
         )
 
     # Definitions of plugins
@@ -120,7 +127,9 @@ class LuaLoader:
 
     # Scripts
 
-    def _declare(self, runtime: Runtime, plugin: Plugin, path: Path, key: str) -> Declaration:
+    def _declare(
+        self, runtime: Runtime, plugin: Plugin, path: Path, key: str, sources: Iterable[bytes]
+    ) -> Declaration:
         script = runtime.run(path)
         if lua_type(script) != "table":
             raise ScriptError("returns no table (it should end with: return script); skipped", fatal=False)
@@ -143,14 +152,13 @@ class LuaLoader:
             values["title"] = _text(runtime, runtime.get(gui, "i18n_title")) or key
             values["description"] = _text(runtime, runtime.get(gui, "i18n_description"))
         values["category"] = _category(runtime, runtime.get(script, "category"))
-        sources = [file.read_bytes() for file in (path, *dict.fromkeys(plugin.modules().values()))]
         defaults = values.get("default_value", {})
         setup = _function(runtime, script, "setup")
         return Declaration(
             key=key,
             path=path,
             values=values,
-            hooks=lambda conf: runtime.hooks(_functions(runtime, script), _settings(conf, defaults), sources),
+            hooks=lambda conf: runtime.hooks(_functions(runtime, script), _settings(conf, defaults)),
             setup=(lambda _conf: setup()) if setup is not None else None,
             teardown=_function(runtime, script, "teardown"),
             release=runtime.release,
@@ -159,6 +167,13 @@ class LuaLoader:
             wants_match_packet=any(_MATCH_PACKET in source for source in sources),
             errors=errors,
         )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ScriptError(f"cannot be read: {error.strerror}", path=path) from None
 
 
 def _settings(conf: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

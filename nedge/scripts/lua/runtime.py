@@ -56,10 +56,12 @@ class Runtime:
         directory: Path,
         modules: dict[str, Path] | None = None,
         user_statuses: Iterable[StatusType] = (),
+        sources: Iterable[bytes] = (),
     ) -> None:
         """`directory`: of the script or its plugin. `user_statuses`: those that plugins define.
 
-        `modules`: what can be required, beside what comes with nedge.
+        `modules`: what can be required, beside what comes with nedge. `sources`: the script's files, which
+        say what it will ask for.
         """
         self.bindings = Bindings(key, host, STATUS_BY_KEY | {s.status_key: s for s in user_statuses})
         self._memory_mb = host.memory_mb
@@ -102,6 +104,9 @@ class Runtime:
         self._main: Any = lua.execute(_part("sandbox.lua"), *given, name=b"=[nedge] sandbox")
         self._lines_of_fault = self._main[b"fault"]
         self._main[b"add"](_part("globals.lua"), b"[nedge] globals")
+        names = asked_for(sources)
+        self._make_hook = self._main[b"hook_maker"](to_lua(names, self._table))
+        self._reads = tuple(getattr(Flow, name, protocol_key) for name in names)
 
     # Loading. All raise ScriptError for what is wrong with the script.
 
@@ -169,21 +174,13 @@ class Runtime:
 
     # Hooks
 
-    def hooks(
-        self, functions: dict[Hook, Any], conf: dict[str, Any], sources: Iterable[bytes]
-    ) -> dict[Hook, HookFunction]:
-        """Functions of the script's, to be called as hooks. They raise ScriptFault, or ScriptTimeoutError.
-
-        `sources`: the script's files, which say what it will ask for.
-        """
-        names = asked_for(sources)
-        make = self._main[b"hook_maker"](to_lua(names, self._table))
+    def hooks(self, functions: dict[Hook, Any], conf: dict[str, Any]) -> dict[Hook, HookFunction]:
+        """Functions of the script's, to be called as hooks. They raise ScriptFault, or ScriptTimeoutError."""
         table = to_lua(conf, self._table)
-        reads = tuple(getattr(Flow, name, protocol_key) for name in names)
+        to_hook = _hook_maker(len(self._reads))
         self._main[b"trust"]()
-        to_hook = _hook_maker(len(reads))
         return {
-            hook: to_hook(make(function, table), self.bindings, self.fault, *reads)
+            hook: to_hook(self._make_hook(function, table), self.bindings, self.fault, *self._reads)
             for hook, function in functions.items()
         }
 
@@ -214,7 +211,7 @@ class Runtime:
         self.bindings.flow = NO_FLOW
         self.bindings.make_table = dict
         self.bindings.memory_used = int
-        self._main = self._table = self._lines_of_fault = None
+        self._main = self._table = self._lines_of_fault = self._make_hook = None
 
     # For the Lua side
 

@@ -210,3 +210,20 @@ def test_countries_are_codes_or_nil(tmp_path: Any) -> None:
     toml = f'{QUIET}[geoip]\ncountry_database = "{database}"\n'
     source = hook("print(flow.getClientCountry(), flow.getServerCountry())")
     assert lua_kit.said({"a.lua": source}, ping(), toml) == ["nil\tKP"]
+
+
+def test_functions_kept_while_loading_are_good_in_hooks() -> None:
+    source = lua("""
+        local get_packets, get_name, get_score = flow.getPackets, flow.getnDPIProtocolName, flow.getScore
+        function script.hooks.protocolDetected() print(get_packets(), get_name(), get_score()) end
+        function script.hooks.flowEnd() print(get_packets(), get_name(), get_score()) end
+        """)
+    assert lua_kit.said({"a.lua": source}, ping()) == ["1\tICMP\t0", "2\tICMP\t0"]
+
+
+def test_a_script_may_put_its_own_function_in_place_of_one() -> None:
+    source = lua("""
+        function flow.getPackets() return "mine" end
+        function script.hooks.protocolDetected() print(flow.getPackets()) end
+        """)
+    assert lua_kit.said({"a.lua": source}, ping()) == ["mine"]

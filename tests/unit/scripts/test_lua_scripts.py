@@ -525,6 +525,12 @@ def test_lines_of_helpers_are_told_from_the_outside_in(capfd: pytest.CaptureFixt
         ),
         ("require('flow_risk_utils').risk_id_2_i18n(1) ~= ''", "true"),
         ("require('ids_utils').computeScore({severity = 1})", "100\t100\t100"),
+        ("require('flow_keys').ntopng.status_unexpected_dns_server", "33"),
+        ("require('alert_creators').createAnything(nil, {a = 5}).alert_type_params.a", "5"),
+        (
+            "require('format_utils').bytesToSize(2048), require('format_utils').round(2.345, 1)",
+            "2.00 KB\t2.3",
+        ),
         ("bytesToSize(5), bytesToSize(1536), secondsToTime(3661)", "5 Bytes\t1.50 KB\t1 h 1 min 1 s"),
         ("('abc'):starts('ab'), ends('abc', 'bc'), starts('abc', 'b')", "true\ttrue\tfalse"),
         ("hostinfo2hostkey({ip = '::1', vlan = 5}), hostinfo2hostkey({ip = '::1'})", "::1@5\t::1"),

@@ -839,6 +839,34 @@ def test_http_info() -> None:
 
 
 @pytest.mark.parametrize(
+    ("packets", "call", "part"),
+    [
+        (dns("example.com").packets, "getDNSInfo", {"protos.dns.last_query": "example.com"}),
+        (
+            tls("1.2", "cert.example.org").packets,
+            "getTLSInfo",
+            {
+                "protos.tls_version": 771,
+                "protos.tls.client_requested_server_name": "cert.example.org",
+                "protos.tls.server_names": "cert.example.org",
+                "protos.tls.notAfter": T0 + 86400,
+            },
+        ),
+        (
+            Tcp(dport=22).handshake().turns(ssh_turns()).packets,
+            "getSSHInfo",
+            {"protos.ssh.server_signature": "SSH-2.0-OpenSSH_9.6"},
+        ),
+    ],
+)
+def test_parts_of_the_full_info(packets: list[Packet], call: str, part: dict[str, Any]) -> None:
+    found = at_end(packets, f"flow.{call}()")
+    assert found | part == found
+    assert at_end(packets, "flow.getFullInfo()") | found == at_end(packets, "flow.getFullInfo()")
+    assert at_end(ping(), f"flow.{call}()") == {}
+
+
+@pytest.mark.parametrize(
     ("client", "none"), [("0.0.0.0", True), ("0.0.0.1", False), ("::", True), ("::1", False)]
 )
 def test_client_no_ip(client: str, none: bool) -> None:

@@ -8,4 +8,9 @@ for _, status in ipairs(host.options.statuses) do
   keys[status.name] = status.key
 end
 
+-- Names that some definitions of 4.2 have for them.
+for _, name in ipairs{"dhcp", "dns", "smtp", "ntp"} do
+  flow_keys.ntopng["status_unexpected_" .. name .. "_server"] = flow_keys.ntopng["status_unexpected_" .. name]
+end
+
 return flow_keys
