@@ -85,6 +85,7 @@ class Conntrack:
         self._events.setblocking(False)
         self._dumps = _open()
         self._dumps.setblocking(False)
+        self._ends, self._live = _Reader(gone=True), _Reader(gone=False)
         self._dumping = False
         self.dump_failed = False
         """A dump ended with an error; the caller clears it."""
@@ -123,7 +124,7 @@ class Conntrack:
         for code in _refusals(answer):
             if code != errno.ENOENT:
                 raise KernelError(f"conntrack refused to tell of a connection: {os.strerror(code)}")
-        return next((connection for _, connection in _connections(answer, gone=False)), None)
+        return next((connection for _, connection in self._live.read(answer)), None)
 
     def _request(self, message: bytes) -> bool:
         self._control.send(message)
@@ -157,7 +158,7 @@ class Conntrack:
                     raise
                 self.lost_events += 1
                 break
-            found += [connection for _, connection in _connections(data, gone=True) if connection is not None]
+            found += [connection for _, connection in self._ends.read(data) if connection is not None]
         return found
 
     # Dumps
@@ -190,7 +191,7 @@ class Conntrack:
             self._dumping, self.dump_failed = False, True
             return []
         found = []
-        for kind, connection in _connections(data, gone=False):
+        for kind, connection in self._live.read(data):
             if kind in (_NLMSG_DONE, _NLMSG_ERROR):
                 self._dumping = False
                 self.dump_failed = self.dump_failed or kind == _NLMSG_ERROR
@@ -285,22 +286,79 @@ def _refusals(data: bytes) -> Iterator[int]:
         at += max(16, length + 3 & ~3)
 
 
-def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection | None]]:
-    """Messages of a read: their type, and the connection in them if there is one."""
-    at, end = 0, len(data)
-    unpack, attribute = _header.unpack_from, _attribute.unpack_from
-    while at + 16 <= end:
-        length, kind, _, _, _ = unpack(data, at)
-        if length < 16:
-            return
-        if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-            yield kind, None
+class _Layout(NamedTuple):
+    """Where things are in a message, from its start; 0 if it has no such thing."""
+
+    length: int
+    """Of the message."""
+    third: bytes
+    """The head of what is behind both tuples: there a zone would be."""
+    mark: int
+    counters: int
+    counters_back: int
+
+
+_ORIG, _COUNTED, _COUNTED_BACK, _MARKED = (
+    _attribute.pack(width, kind)
+    for width, kind in (
+        (_ip4_with_ports.size, _TUPLE_ORIG | _NESTED),
+        (_both_counters.size, _COUNTERS_ORIG | _NESTED),
+        (_both_counters.size, _COUNTERS_REPLY | _NESTED),
+        (8, _MARK),
+    )
+)
+"""Heads of the attributes as they nearly always are."""
+_THIRD = 20 + 2 * _ip4_with_ports.size
+
+
+class _Reader:
+    """Takes connections out of messages. Most look like the one before, which saves looking for things."""
+
+    def __init__(self, *, gone: bool) -> None:
+        self._gone = gone
+        self._layout = _Layout(0, b"", 0, 0, 0)
+
+    def read(self, data: bytes) -> Iterator[tuple[int, Connection | None]]:
+        """The messages of a read: their type, and the connection in them if there is one."""
+        at, end = 0, len(data)
+        while at + 16 <= end:
+            length, kind, _, _, _ = _header.unpack_from(data, at)
+            if length < 16:
+                return
+            if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                yield kind, None
+            else:
+                connection = self._as_before(data, at, length) or self._searched(data, at, length)
+                if connection is not None:
+                    yield kind, connection
             at += length + 3 & ~3
-            continue
-        stop = at + length
-        cursor = at + 20
+
+    def _as_before(self, data: bytes, at: int, length: int) -> Connection | None:
+        """The connection in a message of the known layout; None if it has another."""
+        known, third, mark, counters, back = self._layout
+        mark, counters, back = at + mark, at + counters, at + back
+        if (
+            length != known
+            or data[at + 20 : at + 24] != _ORIG
+            or data[at + _THIRD : at + _THIRD + 4] != third
+            or data[mark : mark + 4] != _MARKED
+            or data[counters : counters + 4] != _COUNTED
+            or data[back : back + 4] != _COUNTED_BACK
+        ):
+            return None
+        key = _parse_tuple(data, at + 20, _ip4_with_ports.size)
+        (value,) = _be32.unpack_from(data, mark + 4)
+        packets, size = _both_counters.unpack_from(data, counters)
+        packets_back, size_back = _both_counters.unpack_from(data, back)
+        return Connection(key, value, packets, size, packets_back, size_back, self._gone)
+
+    def _searched(self, data: bytes, at: int, length: int) -> Connection | None:
+        """The connection in any message; remembers the layout."""
+        attribute = _attribute.unpack_from
+        cursor, stop = at + 20, at + length
         key = zone = b""
         mark = packets = size = packets_back = size_back = 0
+        mark_at = counters_at = back_at = 0
         while cursor + 4 <= stop:
             width, name = attribute(data, cursor)
             name &= 0x3FFF
@@ -308,20 +366,26 @@ def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection |
                 key = _parse_tuple(data, cursor, width)
             elif name == _COUNTERS_ORIG:
                 packets, size = _parse_counters(data, cursor, width)
+                counters_at = cursor - at
             elif name == _COUNTERS_REPLY:
                 packets_back, size_back = _parse_counters(data, cursor, width)
+                back_at = cursor - at
             elif name == _MARK:
                 (mark,) = _be32.unpack_from(data, cursor + 4)
+                mark_at = cursor - at
             elif name == _ZONE:
                 zone = data[cursor + 4 : cursor + 6]
             cursor += width + 3 & ~3
             if width < 4:
                 break
-        if key:
-            if zone:
-                key = zone + key[2:]
-            yield kind, Connection(key, mark, packets, size, packets_back, size_back, gone)
-        at += length + 3 & ~3
+        if not key:
+            return None
+        if not zone:
+            third = data[at + _THIRD : at + _THIRD + 4]
+            self._layout = _Layout(length, third, mark_at, counters_at, back_at)
+        return Connection(
+            zone + key[2:] if zone else key, mark, packets, size, packets_back, size_back, self._gone
+        )
 
 
 def _parse_tuple(data: bytes, at: int, width: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
 
@@ -11,7 +12,17 @@ from nedge.kernel import conntrack
 from nedge.kernel.conntrack import Connection, Conntrack
 
 # linux/netfilter/nfnetlink_conntrack.h
-TUPLE_ORIG, TUPLE_REPLY, STATUS, MARK, COUNTERS_ORIG, COUNTERS_REPLY, ID, ZONE = 1, 2, 3, 8, 9, 10, 12, 18
+TUPLE_ORIG, TUPLE_REPLY, STATUS, MARK, COUNTERS_ORIG, COUNTERS_REPLY, ID, ZONE, TIMEOUT = (
+    1,
+    2,
+    3,
+    8,
+    9,
+    10,
+    12,
+    18,
+    7,
+)
 IP, PROTO = 1, 2
 NEW, DESTROY = 0, 2
 DONE, ERROR = 3, 2
@@ -83,6 +94,7 @@ class Given(Conntrack):
         self._dumps, self._to_dumps = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for ours in (self._events, self._dumps):
             ours.setblocking(False)
+        self._ends, self._live = conntrack._Reader(gone=True), conntrack._Reader(gone=False)
         self._dumping, self.dump_failed, self.lost_events = True, False, 0
         for datagram in datagrams:
             self._to_events.send(datagram)
@@ -130,6 +142,29 @@ def test_protocols_that_have_no_ports_for_us(proto: int, ports: tuple[int, int] 
     (found,) = read(connection(proto, ports=ports))
     assert found.key == key(0, proto, "192.0.2.1", "198.51.100.2", (0, 0))
     assert (found.packets, found.bytes_back) == (5, 80_000_000_000)
+
+
+def test_messages_that_differ_from_the_one_before() -> None:
+    """Whatever the order they come in, each is read for itself."""
+    made = [
+        connection(ports=(1, 80)),
+        connection(ports=(2, 80)),
+        connection(TCP, "192.0.2.1", "198.51.100.2", (3, 80), attribute(ZONE, number(300, "H"))),
+        connection(TCP, "2001:db8::1", "2001:db8::2", (4, 443)),
+        connection(ports=(5, 80), padded=True),
+        message(ends(TUPLE_ORIG, TCP, "192.0.2.1", "198.51.100.2", (6, 80)), attribute(MARK, number(7))),
+        message(ends(TUPLE_ORIG, TCP, "192.0.2.1", "198.51.100.2", (7, 80)), attribute(ID, number(7))),
+        connection(GRE, ports=(8, 8)),
+        connection(ICMP, ports=None),
+        # As long as those with a zone, and everything in the same place.
+        connection(TCP, "192.0.2.1", "198.51.100.2", (9, 80), attribute(TIMEOUT, number(300))),
+    ]
+    alone = [read(datagram)[0] for datagram in made]
+    generator = random.Random(1)
+    for _ in range(200):
+        order = [generator.randrange(len(made)) for _ in range(12)]
+        assert read(*(made[number] for number in order)) == [alone[number] for number in order]
+        assert read(b"".join(made[number] for number in order)) == [alone[number] for number in order]
 
 
 def test_a_zone_is_a_vlan() -> None:
