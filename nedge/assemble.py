@@ -23,9 +23,12 @@ from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
 from nedge.export.eve import EveFile
+from nedge.scripts import budget
 from nedge.scripts.api import Context
-from nedge.scripts.loader import Script, load_scripts
-from nedge.scripts.runner import Runner
+from nedge.scripts.loader import load_scripts
+from nedge.scripts.lua.host import Host
+from nedge.scripts.runner import Runner, ScriptLimits
+from nedge.scripts.script import Script
 
 _ACTIONS = {action.label: action for action in Action}
 _log = structlog.get_logger(__name__)
@@ -99,19 +102,38 @@ def assemble(config: Config, sink_for: Callable[[Classifier], Sink] = lambda _: 
     return Assembly(engine, runner, classifier)
 
 
+def make_host(config: Config, classifier: NdpiClassifier) -> Host:
+    """What Lua scripts may do."""
+    return Host(
+        protocol_id=classifier.protocol_id,
+        protocol_name=lambda number: classifier.describe((number & 0xFFFF) << 16).app,
+        risk_name=lambda number: "".join(classifier.risk_names(1 << number)) if 0 <= number < 64 else "",
+        memory_mb=config.scripts.lua_memory_mb,
+        allow=frozenset(config.scripts.lua_allow),
+    )
+
+
 def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
     """All scripts, loaded and set up. Raises ConfigError with every script's problems."""
     off: dict[str, str] = {}
     scripts, problems = load_scripts(
-        config.scripts.directories, config.scripts.settings, classifier.protocol_id, off
+        config.scripts.directories,
+        config.scripts.settings,
+        classifier.protocol_id,
+        off,
+        make_host(config, classifier),
     )
     for problem in problems:
         if not problem.fatal:
             _log.warning("script_skipped", problem=str(problem))
     fatal = [str(problem) for problem in problems if problem.fatal]
     if fatal:
+        for script in scripts:
+            if script.release is not None:
+                script.release()
         raise ConfigError("\n".join(fatal))
-    runner = Runner(scripts)
+    limits = ScriptLimits(budget_ms=config.scripts.budget_ms, max_errors=config.scripts.max_errors)
+    runner = Runner(scripts, limits)
     runner.skipped, runner.off = problems, off
     return runner
 
@@ -223,10 +245,11 @@ def rehearse(config: Config) -> None:
 
     Raises ConfigError or DpiError.
     """
-    assembly = assemble(config)
-    if config.eve.path is not None:
-        _event_file(config.eve.path, assembly.classifier).close()
-    assembly.close()
+    with budget.enforced():
+        assembly = assemble(config)
+        if config.eve.path is not None:
+            _event_file(config.eve.path, assembly.classifier).close()
+        assembly.close()
 
 
 def _event_file(path: Path, classifier: Classifier) -> EveFile:
@@ -238,7 +261,10 @@ def _event_file(path: Path, classifier: Classifier) -> EveFile:
 
 @contextmanager
 def live(config: Config) -> Iterator[Assembly]:
-    """What judges live traffic; its events go to the configured EVE file. Ends all of it."""
+    """What judges live traffic; its events go to the configured EVE file. Ends all of it.
+
+    Scripts are held to their time budget: this is for the main thread of a process.
+    """
     files: list[EveFile] = []
 
     def sink_for(classifier: Classifier) -> Sink:
@@ -247,11 +273,12 @@ def live(config: Config) -> Iterator[Assembly]:
         files.append(_event_file(config.eve.path, classifier))
         return files[0]
 
-    assembly = assemble(config, sink_for)
-    try:
-        yield assembly
-    finally:
-        _log.info("engine_totals", **assembly.engine.figures(), events_lost=sum(f.lost for f in files))
-        assembly.close()
-        for file in files:
-            file.close()
+    with budget.enforced():
+        assembly = assemble(config, sink_for)
+        try:
+            yield assembly
+        finally:
+            _log.info("engine_totals", **assembly.engine.figures(), events_lost=sum(f.lost for f in files))
+            assembly.close()
+            for file in files:
+                file.close()

@@ -104,6 +104,7 @@ def replay(
     from nedge.export.report import print_report, progress_bar
     from nedge.replay import CaptureError
     from nedge.replay import replay as replay_capture
+    from nedge.scripts.budget import enforced
 
     if capture.is_dir() or not capture.exists():
         fail(f"{capture}: {'is a directory' if capture.is_dir() else 'no such file'}", USAGE)
@@ -120,17 +121,18 @@ def replay(
 
         return sink
 
-    assembly = assemble(configure(config, policies), sink_for)
-    tame_garbage_collector()
     broken = None
-    with progress_bar(capture) as progress:
-        try:
-            totals = replay_capture(capture, assembly.engine, progress)
-        except CaptureError as error:
-            broken, totals = error, error.replayed
-    if not json:
-        print_report(records, totals, assembly.engine)
-    assembly.close()
+    with enforced():
+        assembly = assemble(configure(config, policies), sink_for)
+        tame_garbage_collector()
+        with progress_bar(capture) as progress:
+            try:
+                totals = replay_capture(capture, assembly.engine, progress)
+            except CaptureError as error:
+                broken, totals = error, error.replayed
+        if not json:
+            print_report(records, totals, assembly.engine)
+        assembly.close()
     sys.stdout.flush()
     if broken:
         fail(str(broken), FAILED)

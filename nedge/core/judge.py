@@ -85,8 +85,11 @@ class Judge:
         self.scripts.run(call)
         if call.failed:
             self._counters.script_errors += call.failed
-            if Failure.SCRIPT_ERROR not in flow.failures:
-                flow.failures = (*flow.failures, Failure.SCRIPT_ERROR)
+            flow.add_failure(Failure.SCRIPT_ERROR)
+        if call.timed_out:
+            self._counters.script_timeouts += call.timed_out
+            flow.add_failure(Failure.SCRIPT_TIMEOUT)
+        self._counters.scripts_aside += call.put_aside
         candidate = call.candidate
         if candidate is not None and candidate.score > flow.alerted_score:
             flow.alerted_status = candidate.status.status_key

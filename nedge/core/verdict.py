@@ -59,6 +59,7 @@ class Failure(StrEnum):
     MIDSTREAM = "midstream"
     UNCLASSIFIED = "unclassified"
     SCRIPT_ERROR = "script_error"
+    SCRIPT_TIMEOUT = "script_timeout"
     DPI_ERROR = "dpi_error"
 
 

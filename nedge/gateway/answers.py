@@ -37,7 +37,7 @@ from nedge.gateway.listing import (
 )
 from nedge.gateway.orders import order_from
 from nedge.gateway.story import tell
-from nedge.scripts.loader import Script
+from nedge.scripts.script import Script
 
 SLICE = 0.0005
 """Seconds of work on questions at a stretch."""

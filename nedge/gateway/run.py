@@ -30,7 +30,7 @@ from nedge.gateway.notify import Notifier
 from nedge.gateway.orders import OrderFile
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.reloading import Reloading
-from nedge.gateway.signals import HAND_OVER, stop_signals
+from nedge.gateway.signals import HAND_OVER, StopSignals, stop_signals
 from nedge.gateway.supervisor import Supervisor
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
@@ -42,7 +42,7 @@ from nedge.kernel.frames import FrameRules, Vlans, forget_frames
 from nedge.kernel.probe import load_modules, missing_capabilities, probe, require
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
-from nedge.scripts.loader import Script
+from nedge.scripts.script import Script
 
 LINK_DEADLINE = 5.0
 STATUS_SECONDS = 10.0
@@ -319,7 +319,7 @@ def work(
             vlan_mask=gateway.vlan_mask if gateway.vlans else 0,
         )
         worker.orient(ports[: len(gateway.lan)])
-        worker.watch(signals, worker.stop)
+        worker.watch(signals, partial(stop_if_told, worker, signals))
         judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
         worker.report_to(link, judging.renew)
         worker.answer(lambda: judging.scripts)
@@ -327,6 +327,13 @@ def work(
         worker.run()
         worker.close()
     return 0
+
+
+def stop_if_told(worker: Worker, signals: StopSignals) -> None:
+    """A signal has come. It need not be one to stop: the scripts' time budget has a timer."""
+    signals.consume()
+    if signals.stop is not None:
+        worker.stop()
 
 
 def await_link(supervisor: Supervisor, bridge: Bridge) -> None:

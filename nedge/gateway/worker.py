@@ -33,7 +33,7 @@ from nedge.gateway.supervisor import HOSTS_PER_MESSAGE
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
 from nedge.kernel.queue import Judge, PacketQueue
-from nedge.scripts.loader import Script
+from nedge.scripts.script import Script
 
 Mode = Literal["inline", "monitor"]
 

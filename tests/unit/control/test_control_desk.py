@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -202,6 +203,16 @@ def test_errors_of_scripts_whatever_they_say(office: Office) -> None:
     office.workers[0].bench.feed(dns("boom.example", sport=7).packets)
     (script, _other) = [one for one in office.records(command="scripts") if one["script"] == "judge_names"]
     assert (script["errors"], script["last_error"]) == (1, "RuntimeError: boom ?")
+    assert re.fullmatch(r".*/judge_names\.py:\d+", script["last_error_at"])
+    assert (script["timeouts"], script["aside"]) == (0, "")
+
+
+def test_scripts_that_are_put_aside(office: Office) -> None:
+    (script, _other) = office.workers[0].bench.assembly.scripts
+    script.timeouts, script.aside = 5, "keeps failing, or taking too long"
+    (first, _other) = [one for one in office.records(command="scripts") if one["script"] == "judge_names"]
+    assert (first["timeouts"], first["aside"]) == (5, "keeps failing, or taking too long")
+    assert first["p99_ns"] == script.time_quantile(0.99) > 0
 
 
 def test_columns(office: Office) -> None:
