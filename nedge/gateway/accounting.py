@@ -21,7 +21,8 @@ from nedge.core.marks import Marks
 from nedge.core.orders import Cover, Order
 from nedge.core.verdict import Operator
 from nedge.kernel.bridge import CLOSED_SECONDS
-from nedge.kernel.conntrack import Connection, Conntrack
+from nedge.kernel.conntrack import Conntrack
+from nedge.kernel.ctnetlink import Connection
 
 EVICTION_SECONDS = 5.0
 READING_SECONDS = 30.0
