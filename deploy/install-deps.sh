@@ -1,6 +1,7 @@
 #!/bin/sh
 # Install what nedge needs: Debian packages, and a virtual environment in .venv.
 #
+#     deploy/install-deps.sh packages    only the Debian packages for a gateway, no .venv
 #     deploy/install-deps.sh run     a gateway
 #     deploy/install-deps.sh demo    a gateway, and the lab's clients and servers (default)
 #     deploy/install-deps.sh test    all of these, and what the tests need
@@ -24,13 +25,13 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 run_packages="python3 python3-venv python3-dev gcc libc6-dev libnetfilter-queue-dev libndpi-bin
     iptables ipset ebtables conntrack iproute2 kmod ethtool procps"
 lab_packages="curl bind9-dnsutils dnsmasq-base dropbear-bin openssl openssh-client tcpdump iputils-ping"
-test_packages="nftables"
+test_packages="nftables systemd"
 case $wanted in
-    run) level=1 packages=$run_packages extras='' ;;
+    packages | run) level=1 packages=$run_packages extras='' ;;
     demo) level=2 packages="$run_packages $lab_packages" extras='[lab]' ;;
     test) level=3 packages="$run_packages $lab_packages $test_packages" extras='[dev,ndpi5]' ;;
     *)
-        printf 'usage: install-deps.sh [run|demo|test]\n' >&2
+        printf 'usage: install-deps.sh [packages|run|demo|test]\n' >&2
         exit 2
         ;;
 esac
@@ -88,4 +89,4 @@ install_python() {
 }
 
 install_packages
-install_python
+[ "$wanted" = packages ] || install_python

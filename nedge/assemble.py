@@ -23,8 +23,10 @@ from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
 from nedge.lists.loading import ListSets, Loader, read_lists
 from nedge.scripts.api import Context
-from nedge.scripts.loader import Script, load_scripts
-from nedge.scripts.runner import Runner
+from nedge.scripts.loader import load_scripts
+from nedge.scripts.lua.host import Host
+from nedge.scripts.runner import Runner, ScriptLimits
+from nedge.scripts.script import Script
 
 _ACTIONS = {action.label: action for action in Action}
 _PLACES_KEPT = 1 << 16
@@ -130,19 +132,38 @@ def assemble(
     return Assembly(engine, runner, classifier, config, load, databases)
 
 
+def make_host(config: Config, classifier: NdpiClassifier) -> Host:
+    """What Lua scripts may do."""
+    return Host(
+        protocol_id=classifier.protocol_id,
+        protocol_name=lambda number: classifier.describe((number & 0xFFFF) << 16).app,
+        risk_name=lambda number: "".join(classifier.risk_names(1 << number)) if 0 <= number < 64 else "",
+        memory_mb=config.scripts.lua_memory_mb,
+        allow=frozenset(config.scripts.lua_allow),
+    )
+
+
 def make_runner(config: Config, classifier: NdpiClassifier) -> Runner:
     """All scripts, loaded and set up. Raises ConfigError with every script's problems."""
     off: dict[str, str] = {}
     scripts, problems = load_scripts(
-        config.scripts.directories, config.scripts.settings, classifier.protocol_id, off
+        config.scripts.directories,
+        config.scripts.settings,
+        classifier.protocol_id,
+        off,
+        make_host(config, classifier),
     )
     for problem in problems:
         if not problem.fatal:
             _log.warning("script_skipped", problem=str(problem))
     fatal = [str(problem) for problem in problems if problem.fatal]
     if fatal:
+        for script in scripts:
+            if script.release is not None:
+                script.release()
         raise ConfigError("\n".join(fatal))
-    runner = Runner(scripts)
+    limits = ScriptLimits(budget_ms=config.scripts.budget_ms, max_errors=config.scripts.max_errors)
+    runner = Runner(scripts, limits)
     runner.skipped, runner.off = problems, off
     return runner
 

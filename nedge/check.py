@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nedge import log
-from nedge.assemble import assemble
+from nedge.assemble import assemble, make_host
 from nedge.config import Config, ConfigError
 from nedge.dpi import NdpiClassifier, load_library
 from nedge.dpi.selftest import check as check_dpi
+from nedge.scripts.budget import enforced
 from nedge.scripts.lint import lint
 from nedge.scripts.loader import find_scripts, load_scripts
 from nedge.scripts.runner import Runner
@@ -23,13 +24,19 @@ def check(config: Config, where: str) -> Iterator[str]:
     dpi = check_dpi(config.dpi.library)
     classifier = NdpiClassifier(load_library(config.dpi.library))
     off: dict[str, str] = {}
-    scripts, found = load_scripts(
-        config.scripts.directories, config.scripts.settings, classifier.protocol_id, off
-    )
-    Runner(scripts).close()
+    with enforced():
+        scripts, found = load_scripts(
+            config.scripts.directories,
+            config.scripts.settings,
+            classifier.protocol_id,
+            off,
+            make_host(config, classifier),
+        )
+        Runner(scripts).close()
     problems = [str(problem) for problem in found] if any(problem.fatal for problem in found) else []
     try:
-        assemble(config).close()
+        with enforced():
+            assemble(config).close()
     except ConfigError as error:
         problems += [line for line in str(error).splitlines() if line not in problems]
     classifier.close()

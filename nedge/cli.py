@@ -12,6 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nedge import log
+from nedge.commands.cleanup import cleanup
+from nedge.commands.doctor import doctor_command
 from nedge.config import Config, ConfigError
 from nedge.config import load as load_config
 from nedge.control import commands as control
@@ -106,6 +108,7 @@ def replay(
     from nedge.export.report import print_report, progress_bar
     from nedge.replay import CaptureError
     from nedge.replay import replay as replay_capture
+    from nedge.scripts.budget import enforced
 
     if capture.is_dir() or not capture.exists():
         fail(f"{capture}: {'is a directory' if capture.is_dir() else 'no such file'}", USAGE)
@@ -122,17 +125,18 @@ def replay(
 
         return sink
 
-    assembly = assemble(configure(config, policies), sink_for)
-    tame_garbage_collector()
     broken = None
-    with progress_bar(capture) as progress:
-        try:
-            totals = replay_capture(capture, assembly.engine, progress)
-        except CaptureError as error:
-            broken, totals = error, error.replayed
-    if not json:
-        print_report(records, totals, assembly.engine)
-    assembly.close()
+    with enforced():
+        assembly = assemble(configure(config, policies), sink_for)
+        tame_garbage_collector()
+        with progress_bar(capture) as progress:
+            try:
+                totals = replay_capture(capture, assembly.engine, progress)
+            except CaptureError as error:
+                broken, totals = error, error.replayed
+        if not json:
+            print_report(records, totals, assembly.engine)
+        assembly.close()
     sys.stdout.flush()
     if broken:
         fail(str(broken), FAILED)
@@ -192,6 +196,11 @@ def new_script(
         fail(str(error), USAGE)
     print(f"{script}: the script; nedge check --policies {script} says what is wrong with it")
     print(f"{test}: its test; pytest {test} runs it")
+    print(f"{SHIPPED_POLICIES / 'README.md'}: the guide")
+
+
+app.command("doctor")(doctor_command(configure))
+app.command("cleanup")(cleanup)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,8 @@ class Failures(_Section):
     """Packets of new flows when max_flows are live."""
     script_error: PassDropOrReject = "pass"
     """Flows on which a script raised."""
+    script_timeout: PassDropOrReject = "pass"
+    """Flows on which a script took longer than scripts.budget_ms."""
     dpi_error: PassDropOrReject = "pass"
 
 
@@ -329,6 +331,14 @@ class Scripts(BaseModel):
 
     directories: list[File] = [SHIPPED_POLICIES]
     """Directories of scripts, or single scripts. Relative paths: to the configuration file."""
+    budget_ms: Annotated[int, Field(ge=10, le=900)] = 100
+    """What one call of a script may take; then it is interrupted. (Workers silent for 1 s are replaced.)"""
+    max_errors: Annotated[int, Field(ge=0)] = 100
+    """Errors in a row that put a script aside until reload; 0 = never. An interrupted call counts as 20."""
+    lua_memory_mb: Annotated[int, Field(ge=4, le=4096)] = 64
+    """What one Lua script may take."""
+    lua_allow: list[Literal["io", "os"]] = []
+    """Libraries of Lua that scripts get whole: files, programs, all that nedge itself may do."""
 
     @model_validator(mode="after")
     def _tables(self) -> Scripts:

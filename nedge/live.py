@@ -20,7 +20,8 @@ from nedge.core.facts import Classifier
 from nedge.export.outlet import Outlet
 from nedge.lists import job
 from nedge.lists.loading import load_lists
-from nedge.scripts.loader import Script
+from nedge.scripts import budget
+from nedge.scripts.script import Script
 
 _FLOWS_PER_WORKER = 1 << 32
 _WORKERS = 1 << 21
@@ -69,7 +70,10 @@ def wants_events(config: Config) -> bool:
 
 @contextmanager
 def live(config: Config, writer: socket.socket) -> Iterator[Live]:
-    """What judges live traffic; its events go to the channel. Ends all of it."""
+    """What judges live traffic; its events go to the channel. Ends all of it.
+
+    Scripts are held to their time budget: this is for the main thread of a process.
+    """
     outlets: list[Outlet] = []
 
     def sink_for(classifier: Classifier) -> Sink:
@@ -77,12 +81,13 @@ def live(config: Config, writer: socket.socket) -> Iterator[Live]:
         return outlets[0]
 
     first = secrets.randbelow(_WORKERS) * _FLOWS_PER_WORKER + 1
-    assembly = assemble(config, sink_for, load_lists, first)
-    try:
-        yield Live(assembly.engine, assembly, outlets[0])
-    finally:
-        _log.info("engine_totals", **assembly.engine.figures(), events_lost=outlets[0].lost)
-        assembly.close()
+    with budget.enforced():
+        assembly = assemble(config, sink_for, load_lists, first)
+        try:
+            yield Live(assembly.engine, assembly, outlets[0])
+        finally:
+            _log.info("engine_totals", **assembly.engine.figures(), events_lost=outlets[0].lost)
+            assembly.close()
 
 
 def rehearse(config: Config) -> None:
@@ -91,7 +96,8 @@ def rehearse(config: Config) -> None:
     Raises ConfigError or DpiError.
     """
     job.prepare(config)
-    assemble(config, load=load_lists).close()
+    with budget.enforced():
+        assemble(config, load=load_lists).close()
     for key, path in (("eve.path", config.eve.path), ("history.path", config.history.path)):
         if path is not None:
             try:

@@ -12,6 +12,7 @@ from nedge.scripts import RISKS, Conf, DomainSet, Flow, status_types
 
 title = "Suspicious file transfer"
 category = "security"
+l4_proto = "tcp"
 l7_proto = "HTTP"
 default_value = {
     "extensions": ["exe", "dll", "scr", "msi", "bat", "cmd", "ps1", "vbs", "hta", "jar", "apk"],

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import RenderableType
+from rich.console import Console, Group, RenderableType
 
 from nedge.config import load as load_config
 from nedge.control.client import Answer, Client, find_socket
@@ -103,27 +103,44 @@ def print_listing(
     from nedge.control.show import console
 
     screen = console()
-    if watch and screen.is_terminal and not json:
-        _watch(look, page)
-        return
-    while True:
-        answer, records = look()
-        if json:
-            sys.stdout.buffer.writelines(
-                orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records
-            )
-            sys.stdout.flush()
-        else:
-            if records:
-                screen.print(page(records))
-            screen.print(_count(answer, records, what))
-        warn(answer)
-        if not watch:
-            return
-        try:
+    try:
+        if watch and screen.is_terminal and not json:
+            _watch(look, page, what)
+        while True:
+            _print_once(look, page, screen, what, json=json)
+            if not watch:
+                return
             time.sleep(WATCH_SECONDS)
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+
+
+def _print_once(
+    look: Look, page: Callable[[Records], RenderableType], screen: Console, what: str, *, json: bool
+) -> None:
+    answer, records = look()
+    if json:
+        sys.stdout.buffer.writelines(
+            orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records
+        )
+        sys.stdout.flush()
+    else:
+        if records:
+            screen.print(page(records))
+        screen.print(_count(answer, records, what))
+    warn(answer)
+
+
+def _watch(look: Look, page: Callable[[Records], RenderableType], what: str) -> None:
+    """On the whole screen, until Ctrl-C."""
+    from rich.live import Live
+
+    with Live(screen=True, auto_refresh=False) as live:
+        while True:
+            answer, records = look()
+            live.update(Group(_count(answer, records, what), page(records)), refresh=True)
+            time.sleep(WATCH_SECONDS)
 
 
 def _count(answer: Answer, records: Records, what: str) -> str:
@@ -133,16 +150,3 @@ def _count(answer: Answer, records: Records, what: str) -> str:
     if matched == 1:
         return f"1 {what.removesuffix('s')}"
     return f"{matched} {what}" if matched == len(records) else f"{len(records)} of {matched} {what}"
-
-
-def _watch(look: Look, page: Callable[[Records], RenderableType]) -> None:
-    from rich.live import Live
-
-    try:
-        with Live(screen=True, auto_refresh=False) as live:
-            while True:
-                _answer, records = look()
-                live.update(page(records), refresh=True)
-                time.sleep(WATCH_SECONDS)
-    except KeyboardInterrupt:
-        return

@@ -115,13 +115,14 @@ FLOW_HEADINGS = (
 )  # fmt: skip
 HOST_HEADINGS = ("Host", "Flows", "Blocked", "Sent", "Received", "Score", "Is")
 SCRIPT_HEADINGS = (
-    "Script", "Hooks", "Filters", "Calls", "Mean", "Errors", "Statuses", "Flows dropped", "Last error",
+    "Script", "Hooks", "Filters", "Calls", "Mean", "99 % under", "Errors", "Timeouts", "Statuses",
+    "Flows dropped", "Last error",
 )  # fmt: skip
 NUMBERS = frozenset(
     (
-        "Score", "Bytes", "Flows", "Blocked", "Sent", "Received", "Calls", "Mean", "Errors", "Statuses",
-        "Flows dropped", "Order", "Packets", "Waiting", "Full", "Lost", "Queue", "Process", "Client score",
-        "Server score",
+        "Score", "Bytes", "Flows", "Blocked", "Sent", "Received", "Calls", "Mean", "99 % under", "Errors",
+        "Timeouts", "Statuses", "Flows dropped", "Order", "Packets", "Waiting", "Full", "Lost",
+        "Queue", "Process", "Client score", "Server score",
     )
 )  # fmt: skip
 
@@ -188,14 +189,20 @@ def hosts_table(hosts: Iterable[Record]) -> Table:
 
 
 def merge_scripts(scripts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every worker runs all scripts: one record of each, with sums, in the order in which they run."""
+    """Every worker runs all scripts: one record of each, with sums, in the order in which they run.
+
+    `p99_ns` is that of the slowest worker; `aside` is told if it is so in one.
+    """
     merged: dict[str, dict[str, Any]] = {}
     for script in scripts:
         same = merged.setdefault(script["script"], script)
         if same is not script:
-            for name in ("calls", "time_ns", "errors", "statuses_set", "flows_dropped"):
+            for name in ("calls", "time_ns", "errors", "timeouts", "statuses_set", "flows_dropped"):
                 same[name] += script[name]
-            same["last_error"] = same["last_error"] or script["last_error"]
+            same["p99_ns"] = max(same["p99_ns"], script["p99_ns"])
+            same["aside"] = same["aside"] or script["aside"]
+            if not same["last_error"]:
+                same["last_error"], same["last_error_at"] = script["last_error"], script["last_error_at"]
     for script in merged.values():
         script["mean_us"] = round(script["time_ns"] / script["calls"] / 1000, 1) if script["calls"] else 0.0
     return list(merged.values())
@@ -213,10 +220,12 @@ def script_cells(script: Record) -> list[Text]:
         text(" ".join(filter(None, words))),
         text(script["calls"]),
         text(f"{script['mean_us']} µs" if script["calls"] else ""),
+        text(f"{script['p99_ns'] / 1000:.1f} µs" if script["calls"] else ""),
         text(script["errors"], "red" if script["errors"] else ""),
+        text(script["timeouts"], "red" if script["timeouts"] else ""),
         text(script["statuses_set"]),
         text(script["flows_dropped"]),
-        text(script["last_error"], "red"),
+        text(f"put aside: {script['aside']}" if script["aside"] else script["last_error"], "red"),
     ]
 
 

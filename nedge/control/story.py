@@ -159,7 +159,7 @@ def _kernel(story: Story) -> Iterator[RenderableType]:
     elif "error" in kernel:
         yield _line("", kernel["error"], "red")
     elif not kernel["connection"]:
-        yield _line("", "has no such connection (any more)")
+        yield _line("", "holds no connection of it")
     else:
         yield _line("mark", f"{kernel['mark']:#010x}, generation {kernel['generation']}")
         stale = (

@@ -19,11 +19,13 @@ from nedge.core.status import (
     status_names,
     status_types,
 )
-from nedge.core.stream import Stream
+from nedge.core.stream import Disorder, Stream
 from nedge.core.verdict import UNDETECTED, Failure, Operator, Verdict
 from nedge.core.watch import Watch
 
 NO_FACTS = Facts()
+_ORDER = Disorder()
+OF_SCRIPTS = (Failure.SCRIPT_ERROR, Failure.SCRIPT_TIMEOUT)
 
 
 class Handshake(IntEnum):
@@ -100,6 +102,7 @@ class Flow:
         "decided_at_packet",
         "detected",
         "detected_at_packet",
+        "disorder",
         "dpi",
         "dropped_packets",
         "epoch",
@@ -182,6 +185,8 @@ class Flow:
         """All flags seen, both directions, or-ed."""
         self.stream: Stream | None = Stream() if proto == TCP else None
         """Puts segments in order; None when order no longer matters."""
+        self.disorder = _ORDER
+        """Of the stream, once it is over."""
 
         self.dpi = dpi
         """Inspection state; None once inspection is over."""
@@ -362,13 +367,18 @@ class Flow:
         self.client.score_as_client -= self.client_score
         self.server.score_as_server -= self.server_score
 
+    def add_failure(self, cause: Failure) -> None:
+        """Note a failure that concerns this flow."""
+        if cause not in self.failures:
+            self.failures = (*self.failures, cause)
+
     def forget_statuses(self) -> None:
         """As if no script had seen it."""
         self.release_scores()
         self.status_map = self.score = self.client_score = self.server_score = 0
         self.statuses = None
         self.alerted_status = self.alerted_score = 0
-        self.failures = tuple(cause for cause in self.failures if cause is not Failure.SCRIPT_ERROR)
+        self.failures = tuple(cause for cause in self.failures if cause not in OF_SCRIPTS)
 
     @property
     def status_names(self) -> list[str]:

@@ -35,7 +35,7 @@ class AlertCandidate(NamedTuple):
 class HookCall:
     """One call of a hook on one flow: passed to every script in turn."""
 
-    __slots__ = ("candidate", "failed", "flow", "hook", "now")
+    __slots__ = ("candidate", "failed", "flow", "hook", "now", "put_aside", "timed_out")
 
     def __init__(self, flow: Flow, hook: Hook, now: int) -> None:
         self.flow = flow
@@ -45,6 +45,10 @@ class HookCall:
         self.candidate: AlertCandidate | None = None
         self.failed = 0
         """Scripts that raised."""
+        self.timed_out = 0
+        """Scripts that were interrupted, since they took too long."""
+        self.put_aside = 0
+        """Scripts that will not be called any more, since they keep failing."""
 
     def trigger(
         self,

@@ -266,7 +266,8 @@ class Inspector:
         """Let go of what is no longer needed."""
         if flow.dpi is None and flow.watch is None:
             flow.looking = False
-            flow.stream = None
+            if flow.stream is not None:
+                flow.disorder, flow.stream = flow.stream.disorder, None
             if not self.keep_match_payload:
                 flow.match_payload = None
 

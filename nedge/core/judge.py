@@ -85,8 +85,11 @@ class Judge:
         self.scripts.run(call)
         if call.failed:
             self._counters.script_errors += call.failed
-            if Failure.SCRIPT_ERROR not in flow.failures:
-                flow.failures = (*flow.failures, Failure.SCRIPT_ERROR)
+            flow.add_failure(Failure.SCRIPT_ERROR)
+        if call.timed_out:
+            self._counters.script_timeouts += call.timed_out
+            flow.add_failure(Failure.SCRIPT_TIMEOUT)
+        self._counters.scripts_aside += call.put_aside
         candidate = call.candidate
         if candidate is not None and candidate.score > flow.alerted_score:
             flow.alerted_status = candidate.status.status_key
@@ -125,16 +128,17 @@ class Judge:
         name = orders.word_on_name(flow.hostname)
         operator = _strongest(flow.operator, client.operator, server.operator, name)
         order = orders.speaker(flow, operator) if operator else None
+        limited = self.policy.host_drop_score
         return Evidence(
-            detected=flow.detected,
-            operator=operator,
-            order=order.text if order else "",
-            allowed=client.allowed or server.allowed or flow.allowed,
-            status_map=flow.status_map,
-            score=flow.score,
-            client_score=self._host_score(client, now) if self.policy.host_drop_score else 0,
-            server_score=self._host_score(server, now) if self.policy.host_drop_score else 0,
-            failures=flow.failures,
+            flow.detected,
+            operator,
+            client.allowed or server.allowed or flow.allowed,
+            flow.status_map,
+            flow.score,
+            self._host_score(client, now) if limited else 0,
+            self._host_score(server, now) if limited else 0,
+            flow.failures,
+            order.text if order else "",
         )
 
     def _host_score(self, host: Host, now: float) -> int:
@@ -299,4 +303,4 @@ def _pardoned(flow: Flow, hosts: set[Host]) -> bool:
 
 def _strongest(flow: Operator, client: Operator, server: Operator, name: Operator) -> Operator:
     """A word on the flow itself beats those on its hosts and its name; of these unblock beats block."""
-    return flow or max(client, server, name)
+    return flow or (max(client, server, name) if client or server or name else client)

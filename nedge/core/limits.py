@@ -38,6 +38,8 @@ class Counters:
     table_full: int = 0
     dpi_errors: int = 0
     script_errors: int = 0
+    script_timeouts: int = 0
+    scripts_aside: int = 0
     midstream: int = 0
     unclassified: int = 0
     alerts: int = 0

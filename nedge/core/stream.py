@@ -6,6 +6,8 @@ the gap to fill. Only a few are held: a gap that stays (a capture with holes) is
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from nedge.core.packet import SYN, Packet
 
 MAX_HELD = 16
@@ -16,13 +18,22 @@ _HALF = 0x80000000
 _UNKNOWN = -1
 
 
+class Disorder(NamedTuple):
+    """Segments with payload that came again, and that came before their turn; of those a stream has seen."""
+
+    of_server: tuple[int, int] = (0, 0)
+    of_client: tuple[int, int] = (0, 0)
+
+
 class Stream:
     """Sequence state of a connection."""
 
-    __slots__ = ("_held", "_next")
+    __slots__ = ("_early", "_held", "_late", "_next")
 
     def __init__(self) -> None:
         self._next = [_UNKNOWN, _UNKNOWN]  # sequence number expected from the server, from the client
+        self._late = [0, 0]
+        self._early = [0, 0]
         self._held: tuple[list[Packet], list[Packet]] | None = None
 
     def order(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
@@ -39,14 +50,22 @@ class Stream:
             return (packet,)
         ahead = (packet.seq - expected) & _MASK
         if 0 < ahead < _HALF:
+            self._early[from_client] += 1
             return self._hold(packet, from_client)
         # Next, or a retransmission, perhaps with new bytes at its end.
+        if ahead:
+            self._late[from_client] += 1
         end = (packet.seq + length) & _MASK
         if (end - expected) & _MASK < _HALF:
             self._next[from_client] = end
             if self._held is not None:
                 return (packet, *self._release(from_client))
         return (packet,)
+
+    @property
+    def disorder(self) -> Disorder:
+        """What came again or too early so far."""
+        return Disorder((self._late[0], self._early[0]), (self._late[1], self._early[1]))
 
     def _hold(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
         if self._held is None:

@@ -59,6 +59,7 @@ class Failure(StrEnum):
     MIDSTREAM = "midstream"
     UNCLASSIFIED = "unclassified"
     SCRIPT_ERROR = "script_error"
+    SCRIPT_TIMEOUT = "script_timeout"
     DPI_ERROR = "dpi_error"
 
 
@@ -113,9 +114,9 @@ CLEAN = Verdict(Action.PASS, Rule.CLEAN)
 
 def decide(evidence: Evidence, policy: Policy) -> Verdict:
     """Judge a flow. The first rule that speaks wins."""
-    if evidence.operator is Operator.UNBLOCK:
-        return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK, evidence.order)
-    if evidence.operator is Operator.BLOCK:
+    if evidence.operator:
+        if evidence.operator is Operator.UNBLOCK:
+            return Verdict(Action.PASS, Rule.OPERATOR_UNBLOCK, evidence.order)
         return Verdict(policy.block_action, Rule.OPERATOR_BLOCK, evidence.order)
     if evidence.allowed:
         return Verdict(Action.PASS, Rule.ALLOW_LIST)

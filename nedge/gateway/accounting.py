@@ -21,7 +21,8 @@ from nedge.core.marks import Marks
 from nedge.core.orders import Cover, Order
 from nedge.core.verdict import Operator
 from nedge.kernel.bridge import CLOSED_SECONDS
-from nedge.kernel.conntrack import Connection, Conntrack
+from nedge.kernel.conntrack import Conntrack
+from nedge.kernel.ctnetlink import Connection
 
 EVICTION_SECONDS = 5.0
 READING_SECONDS = 30.0
@@ -65,7 +66,7 @@ class Accounting:
             self._next_reading = now + READING_SECONDS
             self._next_eviction = now + EVICTION_SECONDS
             self._begin()
-        elif now >= self._next_eviction:
+        elif now >= self._next_eviction and self._engine.table.count:
             self._next_eviction = now + EVICTION_SECONDS
             # A generation without a share is never set.
             self._conntrack.start_dump(self._marks.mask & ~self._marks.share_mask, self._marks.mask)

@@ -37,7 +37,7 @@ from nedge.gateway.listing import (
 )
 from nedge.gateway.orders import order_from
 from nedge.gateway.story import tell
-from nedge.scripts.loader import Script
+from nedge.scripts.script import Script
 
 SLICE = 0.0005
 """Seconds of work on questions at a stretch."""
@@ -93,6 +93,11 @@ class _Job:
         return self.size >= PAGE or (self.exhausted and bool(self.rows))
 
     @property
+    def is_overdue(self) -> bool:
+        """Whether the answer has to go out, though the work is not done."""
+        return self.number is not None and 0 < self.patience < perf_counter()
+
+    @property
     def runnable(self) -> bool:
         return self.may_send or not (self.full or self.exhausted)
 
@@ -129,7 +134,7 @@ class Answers:
         elif "cancel" in message:
             for job in [job for job in self._jobs if job.number == message["cancel"]]:
                 if job.is_order:
-                    job.number = None  # it is in force, whoever waits for it or not
+                    job.number, job.patience = None, 0.0  # it is in force, whoever waits for it or not
                 else:
                     self._jobs.remove(job)
         self.resume()
@@ -162,7 +167,7 @@ class Answers:
             return
         if job.full:
             self._send_page(job)
-        elif job.exhausted or 0 < job.patience < perf_counter():
+        elif job.exhausted or job.is_overdue:
             self._send_last(job)
 
     def _work(self, job: _Job, end: float) -> None:

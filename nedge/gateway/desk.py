@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -83,15 +84,30 @@ class Desk:
     # What the supervisor tells
 
     def answered(self, number: int, message: Message) -> None:
-        self._questions.answered(number, message)
+        with self._guarded():
+            self._questions.answered(number, message)
 
     def lost(self, number: int) -> None:
-        self._questions.lost(number)
+        with self._guarded():
+            self._questions.lost(number)
 
     def forked(self) -> None:
         self._server.forked()
 
     def turn(self, now: float) -> None:
+        with self._guarded():
+            self._turn(now)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Whatever goes wrong at the desk, the supervisor has workers to look after."""
+        try:
+            yield
+        except Exception as error:
+            self._server.count("errors")
+            log.error("control_error", error=repr(error), exc_info=error)
+
+    def _turn(self, now: float) -> None:
         self._server.turn(now)
         self._questions.turn(now)
         self._reloading.turn(now)

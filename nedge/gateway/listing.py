@@ -20,7 +20,7 @@ from nedge.core.orders import Kind as Target
 from nedge.core.status import STATUS_TYPES, StatusType
 from nedge.core.verdict import Action, Operator
 from nedge.export.eve import proto_name
-from nedge.scripts.loader import PERIODIC_STEP, Script
+from nedge.scripts.script import PERIODIC_STEP, Script
 
 FLOW_COLUMNS = (
     "id", "src_ip", "src_port", "dest_ip", "dest_port", "proto", "vlan", "app_proto", "category", "hostname",
@@ -32,8 +32,8 @@ HOST_COLUMNS = (
     "score", "operator", "allowed", "blacklisted", "quarantined_until",
 )  # fmt: skip
 SCRIPT_COLUMNS = (
-    "script", "title", "category", "hooks", "filters", "calls", "time_ns", "errors", "last_error",
-    "statuses_set", "flows_dropped",
+    "script", "title", "category", "hooks", "filters", "calls", "time_ns", "p99_ns", "errors",
+    "timeouts", "last_error", "last_error_at", "aside", "statuses_set", "flows_dropped",
 )  # fmt: skip
 
 Row = list[Any]
@@ -265,8 +265,12 @@ def script_row(script: Script, engine: Engine) -> Row:
         filters,
         script.calls,
         script.time_ns,
+        script.time_quantile(0.99),
         script.errors,
+        script.timeouts,
         script.last_error,
+        script.last_error_at,
+        script.aside,
         judge.statuses_by[script.key],
         judge.drops_by[script.key],
     ]

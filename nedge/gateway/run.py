@@ -29,10 +29,11 @@ from nedge.gateway.exporting import ExporterProcess
 from nedge.gateway.keeper import Keeper, forget_quarantine
 from nedge.gateway.latency import Latency
 from nedge.gateway.link import Link, Message
+from nedge.gateway.notify import Notifier
 from nedge.gateway.orders import OrderFile
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.reloading import Reloading
-from nedge.gateway.signals import StopSignals, stop_signals
+from nedge.gateway.signals import HAND_OVER, StopSignals, stop_signals
 from nedge.gateway.supervisor import Supervisor, add_figures
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
@@ -45,11 +46,12 @@ from nedge.kernel.probe import load_modules, missing_capabilities, probe, requir
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
 from nedge.lists.schedule import STEP, Refresher
-from nedge.scripts.loader import Script
+from nedge.scripts.script import Script
 
 LINK_DEADLINE = 5.0
 FLUSH_SECONDS = 0.25
 MEASURE_SECONDS = 1.0
+STATUS_SECONDS = 10.0
 LOOK_SECONDS = 0.2
 """Between two looks at the exporter, or at the kernel."""
 PATIENCE_SECONDS = 3.0
@@ -94,7 +96,10 @@ class Parts:
 
 
 def run(config: Config, parts: Parts) -> int:
-    """Run the gateway until SIGTERM or SIGINT. Gives the exit status: 0 if all went well, or 1."""
+    """Run the gateway until SIGTERM or SIGINT; or SIGUSR2: bridge, rules and marks stay for the next start.
+
+    Gives the exit status: 0 if all went well, or 1.
+    """
     try:
         with ExitStack() as undo:
             _run(config, parts, undo)
@@ -110,6 +115,8 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     gateway = config.gateway
     fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
     signals = undo.enter_context(stop_signals())
+    manager = Notifier()
+    undo.callback(manager.close)
 
     require(filter(None, [missing_capabilities()]))
     state = State(gateway.bridge)
@@ -119,10 +126,12 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     check(config)
 
     def put_back(step: Callable[[], None]) -> None:
-        """A start that fails leaves what a crashed gateway left: open or closed, as it was told to fail."""
+        """A start that fails leaves what a crashed gateway left: open or closed, as it was told to fail.
+
+        So does one that hands over: the kernel goes on by what is decided, until the next start."""
 
         def leave(kind: object, _error: object, _trace: object) -> None:
-            if kind is None or not state.inherited:
+            if signals.stop != HAND_OVER and (kind is None or not state.inherited):
                 step()
 
         undo.push(leave)
@@ -192,6 +201,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     reloading = Reloading(supervisor, signals)
     desk = Desk(config, marks, supervisor, server, orders, reloading)
     desk.let_go = keeper.let_go
+    tell_manager(manager, supervisor, gateway.mode, count)
 
     log.info(
         "gateway_ready",
@@ -208,6 +218,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     supervisor.every(STEP, refresher.tick)
     supervisor.every(LOOK_SECONDS, partial(reopen, exporter, signals))
     supervisor.every(LOOK_SECONDS, partial(exporter.tick, supervisor, totals))
+    manager.ready(how_it_is(supervisor, gateway.mode, count))
     started = time.monotonic()
     while True:
         supervisor.serve(until=refresher.changed)
@@ -217,12 +228,14 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         notes: list[str] = []
         if signals.reload:
             signals.reload = False
+            manager.reloading()
             reloading.begins()
             try:
                 config, notes = renew(config, parts.reread)
             except Exception as error:
                 log.error("reload_failed", reason=str(error))
                 reloading.failed(str(error))
+                manager.ready("The configuration could not be used, the old one stays (the log says why)")
                 continue
             renewed = config
             exporter.renew(config)
@@ -238,8 +251,32 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
             clear_marks(marks, but=marks.generation)
         if renewed:
             reloading.sent(notes)
+            manager.ready(how_it_is(supervisor, gateway.mode, count))
         log.info("reloaded" if renewed else "lists_renewed")
+    manager.stopping()
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
+
+
+def tell_manager(manager: Notifier, supervisor: Supervisor, mode: str, count: int) -> None:
+    """Keep the service manager informed; a sign of life comes only while all workers give one."""
+
+    def sign_of_life() -> None:
+        if supervisor.healthy:
+            manager.alive()
+
+    if manager.watchdog_seconds:
+        supervisor.every(manager.watchdog_seconds / 4, sign_of_life)
+    supervisor.every(STATUS_SECONDS, lambda: manager.status(how_it_is(supervisor, mode, count)))
+
+
+def how_it_is(supervisor: Supervisor, mode: str, count: int) -> str:
+    """The gateway's state in a line."""
+    totals = supervisor.totals()
+    well = "" if supervisor.healthy else ", not all well"
+    return (
+        f"{mode}, {count} worker{'s' if count > 1 else ''}{well}, {totals['worker_restarts']} restarted; "
+        f"{totals.get('live_flows', 0)} flows"
+    )
 
 
 def exempt(config: Config, parts: Parts) -> list[str] | None:
@@ -327,7 +364,7 @@ def work(
             return judging.measures() | ({"latency": latency.measures()} if latency else {})
 
         worker.orient(ports[: len(gateway.lan)])
-        worker.watch(signals, worker.stop)
+        worker.watch(signals, partial(stop_if_told, worker, signals))
         judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
         worker.report_to(link, judging.renew)
         worker.answer(lambda: judging.scripts)
@@ -340,6 +377,13 @@ def work(
         worker.close()
         judging.outlet.flush()
     return 0
+
+
+def stop_if_told(worker: Worker, signals: StopSignals) -> None:
+    """A signal has come. It need not be one to stop: the scripts' time budget has a timer."""
+    signals.consume()
+    if signals.stop is not None:
+        worker.stop()
 
 
 def await_link(supervisor: Supervisor, bridge: Bridge) -> None:
@@ -357,7 +401,14 @@ def check(config: Config) -> None:
     gateway = config.gateway
     load_modules()
     mask = gateway.mark_mask if gateway.offload else 0
-    problems = probe(gateway.bridge, gateway.lan, gateway.wan, queue=gateway.queue, mark_mask=mask)
+    problems = probe(
+        gateway.bridge,
+        gateway.lan,
+        gateway.wan,
+        queue=gateway.queue,
+        mark_mask=mask,
+        max_flows=config.limits.max_flows,
+    )
     for problem in problems:
         if not problem.fatal:
             log.warning("gateway_doubt", what=problem.text)

@@ -7,7 +7,9 @@ import signal
 import socket
 from collections.abc import Iterator
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+HAND_OVER = signal.SIGUSR2
+"""Stop, but leave everything in the kernel to the next start."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, HAND_OVER, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopSignals:

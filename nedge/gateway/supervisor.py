@@ -32,7 +32,7 @@ import structlog
 from nedge.config import Config
 from nedge.core.marks import Marks
 from nedge.gateway.link import Link, Message
-from nedge.gateway.signals import StopSignals
+from nedge.gateway.signals import HAND_OVER, StopSignals
 from nedge.kernel.errors import KernelError
 
 READY_SECONDS = 15.0
@@ -148,6 +148,12 @@ class Supervisor:
     def stopping(self) -> bool:
         """A signal to stop has come."""
         return self._signals.stop is not None
+
+    @property
+    def healthy(self) -> bool:
+        """All workers are there, ready, and were heard of late."""
+        deadline = time.monotonic() - HUNG_SECONDS
+        return all(child.pid and child.ready and child.heard >= deadline for child in self._children)
 
     def serve(self, seconds: float = float("inf"), until: Callable[[], bool] = lambda: False) -> None:
         """Look after the workers until a signal comes, or for so many seconds, or until something is so."""
@@ -277,6 +283,7 @@ class Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.signal(HAND_OVER, signal.SIG_IGN)
             status = self._work(number, link)
         except KernelError as error:
             link.send({"failed": str(error)})

@@ -23,6 +23,7 @@ from nedge.core.flow import Flow, Share
 from nedge.core.hosts import Host
 from nedge.core.marks import Marks
 from nedge.core.orders import Order
+from nedge.core.packet import ICMP, ICMPV6
 from nedge.gateway.accounting import Accounting
 from nedge.gateway.answers import Answers, Means
 from nedge.gateway.latency import Latency
@@ -33,7 +34,7 @@ from nedge.gateway.supervisor import HOSTS_PER_MESSAGE
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
 from nedge.kernel.queue import Judge, PacketQueue
-from nedge.scripts.loader import Script
+from nedge.scripts.script import Script
 
 Mode = Literal["inline", "monitor"]
 
@@ -245,6 +246,8 @@ class Worker:
         """What the kernel holds of a flow now; its counters become the flow's. None without offload."""
         if self._conntrack is None or self._marks is None:
             return None
+        if flow.proto in (ICMP, ICMPV6) or flow.tunnelled:  # its connections are others than our flows
+            return {"connection": False}
         try:
             found = self._conntrack.find(flow.key)
         except (KernelError, OSError) as error:
@@ -336,18 +339,24 @@ class Worker:
     def run(self, seconds: float = math.inf) -> None:
         """The loop, until `stop()` or for so many seconds."""
         end = time.monotonic() + seconds
+        due = self._first_due()
         while not self._stopping and (now := time.monotonic()) < end:
-            due = min(timer.due for timer in self._timers)
             patience = 0.0 if self.engine.late else max(0.0, min(due, end) - now)
             for key, _events in self._selector.select(patience):
                 key.data()
             if self.engine.late:
                 self._guarded(partial(self.engine.advance, at_most=IDLE_SLICE))
             now = time.monotonic()
+            if now < due:
+                continue
             for timer in self._timers:
                 if timer.due <= now:
                     timer.due = now + timer.seconds
                     timer.step()
+            due = self._first_due()
+
+    def _first_due(self) -> float:
+        return min(timer.due for timer in self._timers)
 
     def close(self) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""

@@ -37,7 +37,7 @@ _NEW_BRIDGE = {
 _FILTERED = {"br_nf_call_iptables": 1, "br_nf_call_ip6tables": 1}
 CLOSED_SECONDS = 8
 """How long connection tracking remembers a closed connection."""
-_SYSCTLS = {
+SYSCTLS = {
     "net/bridge/bridge-nf-filter-vlan-tagged": "1",
     "net/bridge/bridge-nf-filter-pppoe-tagged": "1",
     # Flows that the kernel took over: it counts them, and lets go of closed ones soon, so that we hear of it.
@@ -101,7 +101,7 @@ class Bridge:
             return restored
         if any(bridge.options.get(option) != 1 for option in _FILTERED):
             restored.append(f"iptables on {self.name}")
-        sysctls = {path: _SYSCTLS.get(path, "1") for path in found["sysctls"]}
+        sysctls = {path: SYSCTLS.get(path, "1") for path in found["sysctls"]}
         restored += [path for path, value in sysctls.items() if read_sysctl(path) not in (None, value)]
         for name in self.ports:
             port = links.get(name)
@@ -147,7 +147,7 @@ class Bridge:
             "ports": {
                 port.name: {"index": port.index, "up": port.up, "taken": not port.master} for port in ports
             },
-            "sysctls": {path: self._original(path) for path in (*quiet, *_SYSCTLS)},
+            "sysctls": {path: self._original(path) for path in (*quiet, *SYSCTLS)},
         }
 
     def _original(self, path: str) -> str | None:
@@ -168,7 +168,7 @@ class Bridge:
         # Filter first: no packet should cross before.
         route.link("set", index=found["index"], kind="bridge", **_FILTERED)
         for path in found["sysctls"]:
-            write_sysctl(path, _SYSCTLS.get(path, "1"))
+            write_sysctl(path, SYSCTLS.get(path, "1"))
         links = read_links(route)
         ports = [name for name in self.ports if name in links or not missing_ok]
         for name in ports:

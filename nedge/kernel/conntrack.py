@@ -1,10 +1,4 @@
-"""The kernel's connection table, over ctnetlink: marks, counters and ends of flows that it took over.
-
-Messages are packed and parsed by hand: at thousands of connections a second a generic decoder costs more than
-the firewall. Formats: linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h.
-
-A connection is known by our flow key (see `nedge.core.packet`), whose bytes are those of the attributes.
-"""
+"""The kernel's connection table: marks, counters and ends of flows that it took over."""
 
 from __future__ import annotations
 
@@ -13,12 +7,15 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import threading
+from collections import deque
+from collections.abc import Sequence
 
 from nedge.core.flow import Share
 from nedge.core.marks import Marks
-from nedge.core.packet import HEAD_LENGTH, SCTP, TCP, UDP, reverse_key
+from nedge.core.packet import reverse_key
+from nedge.kernel import ctnetlink as ct
+from nedge.kernel.ctnetlink import Connection
 from nedge.kernel.errors import KernelError
 
 RECEIVE_BUFFER = 16 << 20
@@ -30,49 +27,12 @@ _BATCH = 100
 _DUMP_SECONDS = 2.0
 _CONTROL_SECONDS = 0.5
 """The kernel answers within the call; this is for when something is very wrong."""
+_PARTS = 8
+"""Of a dump, that wait to be taken; more are not read."""
 
 _NETLINK_NETFILTER = 12
-_CTNETLINK = 1 << 8
-_NEW, _GET = 0, 1
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _GROUP_DESTROY = 3
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
-_NESTED = 0x8000
-
-_TUPLE_ORIG, _MARK, _COUNTERS_ORIG, _COUNTERS_REPLY, _ZONE, _MARK_MASK = 1, 8, 9, 10, 18, 21
-_TUPLE_IP, _TUPLE_PROTO = 1, 2
-_V4_SOURCE, _V4_TARGET, _V6_SOURCE, _V6_TARGET = 1, 2, 3, 4
-_PROTO_NUMBER, _SOURCE_PORT, _TARGET_PORT = 1, 2, 3
-_COUNTER_PACKETS, _COUNTER_BYTES = 1, 2
-
-_header = struct.Struct("=IHHII")
-_attribute = struct.Struct("=HH")
-_be32 = struct.Struct("!I")
-_be64 = struct.Struct("!Q")
-_WITH_PORTS = frozenset((TCP, UDP, SCTP))
-
-# Attributes as they nearly always are, read in one go.
-_ip4_with_ports = struct.Struct("=12x4s4x4s8xB7x2s6x2s2x")
-"""CTA_TUPLE_ORIG: its addresses, L4 protocol, ports."""
-_both_counters = struct.Struct("!8xQ4xQ")
-"""CTA_COUNTERS_*: packets, bytes."""
-
-
-class Connection(NamedTuple):
-    """What the kernel counted of a connection. Counters are 0 where accounting is off."""
-
-    key: bytes
-    """The flow key of its original direction. A zone is a VLAN (see `nedge.kernel.frames`)."""
-    mark: int
-    packets: int
-    """In the original direction."""
-    bytes: int
-    """Of IP packets."""
-    packets_back: int
-    bytes_back: int
-    gone: bool
-    """It has ended."""
 
 
 class Conntrack:
@@ -84,7 +44,14 @@ class Conntrack:
         self._events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_DESTROY)
         self._events.setblocking(False)
         self._dumps = _open()
-        self._dumps.setblocking(False)
+        self._dumps.settimeout(_DUMP_SECONDS)
+        self._parts: deque[bytes] = deque()
+        self._arrived = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Counts the parts of a dump that are there."""
+        self._room = threading.Semaphore(_PARTS)
+        self._reader: threading.Thread | None = None
+        self._closed = False
+        self._ends, self._live = ct.Reader(gone=True), ct.Reader(gone=False)
         self._dumping = False
         self.dump_failed = False
         """A dump ended with an error; the caller clears it."""
@@ -93,15 +60,20 @@ class Conntrack:
         """Times that the kernel had to throw events away since we were slow."""
 
     def close(self) -> None:
+        self._closed = True
+        if self._reader is not None:
+            self._room.release()  # it may wait there
+            self._reader.join()
         for sock in (self._control, self._events, self._dumps):
             sock.close()
+        os.close(self._arrived)
 
     # Marks
 
     def set_mark(self, key: bytes, value: int, mask: int) -> bool:
         """Change the masked bits of a connection's mark, by either direction's key. False: there is none."""
         for candidate in (key, reverse_key(key)):
-            if self._request(_set_mark(candidate, value, mask, _REQUEST | _ACK)):
+            if self._request(ct.set_mark(candidate, value, mask, ct.REQUEST | ct.ACK)):
                 return True
         return False
 
@@ -110,20 +82,20 @@ class Conntrack:
         for start in range(0, len(changes), _BATCH):
             batch = changes[start : start + _BATCH]
             # Without asking for answers: the kernel tells of those that it refuses, before `send` returns.
-            self._control.send(b"".join(_set_mark(key, value, mask, _REQUEST) for key, value in batch))
+            self._control.send(b"".join(ct.set_mark(key, value, mask, ct.REQUEST) for key, value in batch))
             while select.select([self._control], [], [], 0)[0]:
-                for code in _refusals(self._control.recv(_READ)):
+                for code in ct.refusals(self._control.recv(_READ)):
                     if code != errno.ENOENT:
                         raise KernelError(f"conntrack refused a mark: {os.strerror(code)}")
 
     def find(self, key: bytes) -> Connection | None:
         """The connection as it is now, by either direction's key; None: there is none."""
-        self._control.send(_message(_GET, _REQUEST, _family(key), _identity(key)))
+        self._control.send(ct.message(ct.GET, ct.REQUEST, ct.family(key), ct.identity(key)))
         answer = self._control.recv(_READ)
-        for code in _refusals(answer):
+        for code in ct.refusals(answer):
             if code != errno.ENOENT:
                 raise KernelError(f"conntrack refused to tell of a connection: {os.strerror(code)}")
-        return next((connection for _, connection in _connections(answer, gone=False)), None)
+        return next((connection for _, connection in self._live.read(answer)), None)
 
     def _request(self, message: bytes) -> bool:
         self._control.send(message)
@@ -157,7 +129,7 @@ class Conntrack:
                     raise
                 self.lost_events += 1
                 break
-            found += [connection for _, connection in _connections(data, gone=True) if connection is not None]
+            found += [connection for _, connection in self._ends.read(data) if connection is not None]
         return found
 
     # Dumps
@@ -165,35 +137,58 @@ class Conntrack:
     @property
     def dump_fileno(self) -> int:
         """Readable when a part of a dump has arrived."""
-        return self._dumps.fileno()
+        return self._arrived
 
     def start_dump(self, mark: int, mask: int) -> bool:
         """Ask for all connections whose masked mark is `mark`; `dumped` gives them in parts.
 
         As a side effect the kernel lets go of connections that have run out, which it else does late, up to
         minutes: their ends then arrive as events. False if a dump is under way.
+
+        The kernel walks its table within our system calls: tens of milliseconds, even if it finds nothing. So
+        a thread makes those calls.
         """
         if self._dumping:
             return False
-        attributes = _u32(_MARK, mark) + _u32(_MARK_MASK, mask)
-        self._dumps.send(_message(_GET, _REQUEST | _DUMP, socket.AF_UNSPEC, attributes))
+        attributes = ct.u32(ct.MARK, mark) + ct.u32(ct.MARK_MASK, mask)
+        request = ct.message(ct.GET, ct.REQUEST | ct.DUMP, socket.AF_UNSPEC, attributes)
         self._dumping = True
+        self._reader = threading.Thread(target=self._read_dump, args=(request,), name="dump", daemon=True)
+        self._reader.start()
         return True
+
+    def _read_dump(self, request: bytes) -> None:
+        """The thread: one dump, to its end. An empty part stands for a failure."""
+        part = b""
+        try:
+            self._dumps.send(request)
+            while not ct.ends_dump(part) and not self._closed:
+                self._room.acquire()
+                part = self._dumps.recv(_READ)
+                self._put(part)
+        except OSError:
+            self._put(b"")
+
+    def _put(self, part: bytes) -> None:
+        self._parts.append(part)
+        os.eventfd_write(self._arrived, 1)
 
     def dumped(self) -> list[Connection]:
         """The part of the dump that is there. Does not block."""
         try:
-            data = self._dumps.recv(_READ)
+            os.eventfd_read(self._arrived)
         except BlockingIOError:
             return []
-        except OSError:
+        part = self._parts.popleft()
+        self._room.release()
+        if not part:
             self._dumping, self.dump_failed = False, True
             return []
         found = []
-        for kind, connection in _connections(data, gone=False):
-            if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+        for kind, connection in self._live.read(part):
+            if kind in (ct.DONE, ct.ERROR):
                 self._dumping = False
-                self.dump_failed = self.dump_failed or kind == _NLMSG_ERROR
+                self.dump_failed = self.dump_failed or kind == ct.ERROR
             elif connection is not None:
                 found.append(connection)
         return found
@@ -212,14 +207,14 @@ class Conntrack:
         for mark, mask in ((one_bit, one_bit), (Share.DROP << marks.shift, marks.share_mask)):
             self.start_dump(mark, mask)
             found: list[Connection] = []
-            while self._dumping and select.select([self._dumps], [], [], _DUMP_SECONDS)[0]:
+            while self._dumping and select.select([self._arrived], [], [], 2 * _DUMP_SECONDS)[0]:
                 found += self.dumped()
             if but is not None:
                 found = [one for one in found if marks.generation_of(one.mark) != but]
             for start in range(0, len(found), _BATCH):
                 batch = found[start : start + _BATCH]
                 # Without asking for answers: one that has ended meanwhile needs nothing.
-                self._control.send(b"".join(_set_mark(one.key, 0, marks.mask, _REQUEST) for one in batch))
+                self._control.send(b"".join(ct.set_mark(one.key, 0, marks.mask, ct.REQUEST) for one in batch))
                 cleared += len(batch)
         return cleared
 
@@ -232,139 +227,3 @@ def _open() -> socket.socket:
     except OSError as error:
         raise KernelError(f"conntrack cannot be reached ({error.strerror}): it takes root") from error
     return sock
-
-
-def _message(kind: int, flags: int, family: int, attributes: bytes) -> bytes:
-    body = struct.pack("=BBH", family, 0, 0) + attributes
-    return _header.pack(16 + len(body), _CTNETLINK | kind, flags, 0, 0) + body
-
-
-def _attr(kind: int, value: bytes) -> bytes:
-    return _attribute.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _u32(kind: int, value: int) -> bytes:
-    return _attr(kind, _be32.pack(value))
-
-
-def _set_mark(key: bytes, value: int, mask: int, flags: int) -> bytes:
-    attributes = _identity(key) + _u32(_MARK, value) + _u32(_MARK_MASK, mask)
-    return _message(_NEW, flags, _family(key), attributes)
-
-
-def _family(key: bytes) -> int:
-    return socket.AF_INET6 if len(key) > HEAD_LENGTH + 12 else socket.AF_INET
-
-
-def _identity(key: bytes) -> bytes:
-    """What names a connection: CTA_TUPLE_ORIG, and its zone if it has one."""
-    return _tuple(key) + _attr(_ZONE, key[:2]) if key[0] or key[1] else _tuple(key)
-
-
-def _tuple(key: bytes) -> bytes:
-    """A flow key as CTA_TUPLE_ORIG."""
-    size = len(key) - HEAD_LENGTH - 4 >> 1
-    source, target = key[HEAD_LENGTH : HEAD_LENGTH + size], key[HEAD_LENGTH + size : -4]
-    kinds = (_V4_SOURCE, _V4_TARGET) if size == 4 else (_V6_SOURCE, _V6_TARGET)
-    addresses = _attr(kinds[0], source) + _attr(kinds[1], target)
-    proto = _attr(_PROTO_NUMBER, key[2:3])
-    if key[2] in _WITH_PORTS:
-        proto += _attr(_SOURCE_PORT, key[-4:-2]) + _attr(_TARGET_PORT, key[-2:])
-    return _attr(
-        _TUPLE_ORIG | _NESTED, _attr(_TUPLE_IP | _NESTED, addresses) + _attr(_TUPLE_PROTO | _NESTED, proto)
-    )
-
-
-def _refusals(data: bytes) -> Iterator[int]:
-    """Error codes in a read."""
-    at = 0
-    while at + 20 <= len(data):
-        length, kind, _, _, _ = _header.unpack_from(data, at)
-        if kind == _NLMSG_ERROR:
-            yield -struct.unpack_from("=i", data, at + 16)[0]
-        at += max(16, length + 3 & ~3)
-
-
-def _connections(data: bytes, *, gone: bool) -> Iterator[tuple[int, Connection | None]]:
-    """Messages of a read: their type, and the connection in them if there is one."""
-    at, end = 0, len(data)
-    unpack, attribute = _header.unpack_from, _attribute.unpack_from
-    while at + 16 <= end:
-        length, kind, _, _, _ = unpack(data, at)
-        if length < 16:
-            return
-        if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-            yield kind, None
-            at += length + 3 & ~3
-            continue
-        stop = at + length
-        cursor = at + 20
-        key = zone = b""
-        mark = packets = size = packets_back = size_back = 0
-        while cursor + 4 <= stop:
-            width, name = attribute(data, cursor)
-            name &= 0x3FFF
-            if name == _TUPLE_ORIG:
-                key = _parse_tuple(data, cursor, width)
-            elif name == _COUNTERS_ORIG:
-                packets, size = _parse_counters(data, cursor, width)
-            elif name == _COUNTERS_REPLY:
-                packets_back, size_back = _parse_counters(data, cursor, width)
-            elif name == _MARK:
-                (mark,) = _be32.unpack_from(data, cursor + 4)
-            elif name == _ZONE:
-                zone = data[cursor + 4 : cursor + 6]
-            cursor += width + 3 & ~3
-            if width < 4:
-                break
-        if key:
-            if zone:
-                key = zone + key[2:]
-            yield kind, Connection(key, mark, packets, size, packets_back, size_back, gone)
-        at += length + 3 & ~3
-
-
-def _parse_tuple(data: bytes, at: int, width: int) -> bytes:
-    """CTA_TUPLE_ORIG, so many bytes, as a flow key."""
-    if width == _ip4_with_ports.size:
-        source, target, proto, source_port, target_port = _ip4_with_ports.unpack_from(data, at)
-        ports = source_port + target_port if proto in _WITH_PORTS else bytes(4)
-        return b"".join((bytes((0, 0, proto)), source, target, ports))
-    end = at + width
-    at += 4
-    attribute = _attribute.unpack_from
-    addresses, proto, ports = b"", 0, bytes(4)
-    while at + 4 <= end:
-        width, name = attribute(data, at)
-        if name & 0x3FFF == _TUPLE_IP:
-            size = attribute(data, at + 4)[0] - 4
-            second = at + 8 + size + 4  # both addresses are there, of one size, the source first
-            addresses = data[at + 8 : at + 8 + size] + data[second : second + size]
-        elif name & 0x3FFF == _TUPLE_PROTO:
-            proto = data[at + 8]
-            if proto in _WITH_PORTS:  # number, source port, target port: 8 bytes each
-                ports = data[at + 16 : at + 18] + data[at + 24 : at + 26]
-        at += width + 3 & ~3
-        if width < 4:
-            break
-    return bytes((0, 0, proto)) + addresses + ports
-
-
-def _parse_counters(data: bytes, at: int, width: int) -> tuple[int, int]:
-    packets = size = 0
-    if width == _both_counters.size:
-        packets, size = _both_counters.unpack_from(data, at)
-        return packets, size
-    end = at + width
-    at += 4
-    while at + 12 <= end:
-        width, name = _attribute.unpack_from(data, at)
-        (value,) = _be64.unpack_from(data, at + 4)
-        if name & 0x3FFF == _COUNTER_PACKETS:
-            packets = value
-        elif name & 0x3FFF == _COUNTER_BYTES:
-            size = value
-        at += width + 3 & ~3
-        if width < 4:
-            break
-    return packets, size

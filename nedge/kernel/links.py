@@ -37,6 +37,8 @@ class Link:
     forwarding: bool
     """Of a port: whether its bridge sends and takes packets there, which it does once the link is up."""
     loopback: bool
+    carrier: bool = True
+    """Of an interface that is up: a cable is in, and somebody at its other end."""
 
 
 def read_links(route: Any) -> dict[str, Link]:
@@ -81,6 +83,7 @@ def _link(message: Any) -> Link:
         options=options,
         forwarding=port is not None and port.get_attr("IFLA_BRPORT_STATE") == _FORWARDING,
         loopback=message["ifi_type"] == _ARPHRD_LOOPBACK,
+        carrier=bool(message.get_attr("IFLA_CARRIER")),
     )
 
 

@@ -1,6 +1,7 @@
 """What this machine offers and lacks, before anything is changed.
 
-`probe()` changes nothing and lists what is wrong; `load_modules()` loads what the kernel has as modules.
+`examine()` is the one list of checks: `nedge run` acts on it, `nedge doctor` prints it. It changes nothing;
+`load_modules()` loads what the kernel has as modules.
 """
 
 from __future__ import annotations
@@ -8,57 +9,78 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from nedge.kernel.bridge import check_ports
+from nedge.kernel.bridge import SYSCTLS, check_ports
 from nedge.kernel.errors import KernelError
 from nedge.kernel.links import Link, links, read_sysctl, write_sysctl
+from nedge.kernel.problem import Check, Problem
 from nedge.kernel.queue import PROC_STATS
 from nedge.kernel.rules import CHAIN_PREFIX, FAMILIES, RESTORE, SAVE, RuleSet, save
+from nedge.kernel.survey import connection_table, docker, large_receive, other_queues, wireless
 
 _SET_MARK = re.compile(r" --set-x?mark (0x[0-9a-f]+)/(0x[0-9a-f]+)")
 _COPY_MARK = re.compile(r" --(save|restore)-mark --nfmask (0x[0-9a-f]+) --ctmask (0x[0-9a-f]+)")
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}
+CAP_SYS_ADMIN = 21
+_STATUS = Path("/proc/self/status")
 _CALLS = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is not as it should be."""
+def examine(
+    bridge: str,
+    lan: Sequence[str],
+    wan: Sequence[str],
+    *,
+    queue: int = 0,
+    mark_mask: int = 0,
+    max_flows: int = 0,
+    before_loading: bool = False,
+) -> Iterator[Check]:
+    """Look at one thing after the other, and end where what is missing keeps us from looking further.
 
-    text: str
-    fatal: bool = True
-    """Whether the gateway cannot run with it."""
+    mark_mask: the bits of marks that are to be ours. max_flows: that are to be held.
+    before_loading: modules that can be loaded are no problem yet.
+    """
+    denied = missing_capabilities()
+    yield Check("privileges", "may change the network", [denied] if denied else [])
+    if denied:
+        return
+    ports = (*lan, *wan)
+    found = links()
+    first = (
+        Check("programs", "iptables is installed", missing_tools()),
+        Check("kernel", "br_netfilter and nfnetlink_queue", missing_modules(loadable_ok=before_loading)),
+        Check("interfaces", f"{', '.join(ports)}: can be bridged", unusable_ports(found, bridge, lan, wan)),
+    )
+    yield from first
+    if any(problem.fatal for check in first for problem in check.problems):
+        return
+    rules = RuleSet(bridge, tuple(lan), tuple(wan), queue, bypass=True)
+    yield Check("rules", "the kernel takes them", refused_rules(rules))
+    yield Check("marks", f"nothing else uses {mark_mask:#x}", foreign_marks(mark_mask))
+    yield Check("ports", f"MTU {found[ports[0]].mtu}", doubtful_links(found, bridge, lan, wan))
+    yield Check("receive offload", "no LRO", [*large_receive(found, ports)])
+    yield Check("firewall", "no other drops forwarded packets by default", other_filters())
+    yield Check("queues", "no other rule queues packets", other_queues())
+    yield Check("Docker", "not here, or lets bridged packets pass", docker(found))
+    yield Check("sysctls", "all that are to be set are there", missing_sysctls())
+    yield Check("connection table", "large enough", connection_table(max_flows))
 
 
 def probe(
-    bridge: str, lan: Sequence[str], wan: Sequence[str], *, queue: int = 0, mark_mask: int = 0
+    bridge: str,
+    lan: Sequence[str],
+    wan: Sequence[str],
+    *,
+    queue: int = 0,
+    mark_mask: int = 0,
+    max_flows: int = 0,
 ) -> list[Problem]:
-    """All that keeps the gateway from running here (fatal), or its operator should know.
-
-    mark_mask: the bits of marks that are to be ours.
-    """
-    if problem := missing_capabilities():
-        return [problem]  # without them nothing else can be looked at
-    problems = [*missing_tools(), *missing_modules()]
-    if not lan or not wan:
-        return [*problems, Problem("gateway.lan and gateway.wan must name at least one interface each")]
-    try:
-        rules = RuleSet(bridge, tuple(lan), tuple(wan), queue, bypass=True)
-        found = links()
-        check_ports(found, bridge, (*lan, *wan))
-    except KernelError as error:
-        return [*problems, Problem(str(error))]
-    if problems:
-        return problems
-    return [
-        *refused_rules(rules),
-        *foreign_marks(mark_mask),
-        *doubtful_links(found, bridge, lan, wan),
-        *other_filters(),
-    ]
+    """All that keeps the gateway from running here (fatal), or its operator should know."""
+    checks = examine(bridge, lan, wan, queue=queue, mark_mask=mark_mask, max_flows=max_flows)
+    return [problem for check in checks for problem in check.problems]
 
 
 def require(problems: Iterable[Problem]) -> None:
@@ -79,13 +101,17 @@ def load_modules() -> None:
             write_sysctl(path, "0")
 
 
-def missing_capabilities(status: Path = Path("/proc/self/status")) -> Problem | None:
+def missing_capabilities(status: Path = _STATUS) -> Problem | None:
     """Whether this process may change the network."""
-    line = next(line for line in status.read_text().splitlines() if line.startswith("CapEff:"))
-    held = int(line.split()[1], 16)
-    if all(held >> bit & 1 for bit in _CAPABILITIES.values()):
+    if all(has_capability(bit, status) for bit in _CAPABILITIES.values()):
         return None
     return Problem(f"nedge run needs root ({' and '.join(_CAPABILITIES)}); run it with sudo")
+
+
+def has_capability(bit: int, status: Path = _STATUS) -> bool:
+    """Whether this process holds a capability (by its number), effectively."""
+    line = next(line for line in status.read_text().splitlines() if line.startswith("CapEff:"))
+    return bool(int(line.split()[1], 16) >> bit & 1)
 
 
 def missing_tools() -> list[Problem]:
@@ -95,29 +121,50 @@ def missing_tools() -> list[Problem]:
     return [Problem(f"{', '.join(absent)} not found: install iptables")] if absent else []
 
 
-def missing_modules() -> list[Problem]:
-    """Parts of the kernel that are not there."""
-    problems = []
+def missing_modules(*, loadable_ok: bool = False) -> list[Problem]:
+    """Parts of the kernel that are not there; or (loadable_ok) neither there nor to be loaded."""
+    absent = []
     if read_sysctl(_CALLS[0]) is None:
-        problems.append(
-            Problem(
-                "the kernel has no br_netfilter, so bridged packets do not meet iptables: "
-                "modprobe br_netfilter, or use a kernel with CONFIG_BRIDGE_NETFILTER"
-            )
-        )
+        absent.append(("br_netfilter", "BRIDGE_NETFILTER", ", so bridged packets do not meet iptables"))
     if not PROC_STATS.exists():
-        problems.append(
-            Problem(
-                "the kernel has no nfnetlink_queue: modprobe nfnetlink_queue, or use a kernel with "
-                "CONFIG_NETFILTER_NETLINK_QUEUE"
-            )
+        absent.append(("nfnetlink_queue", "NETFILTER_NETLINK_QUEUE", ""))
+    return [
+        Problem(
+            f"the kernel has no {module}{effect}: modprobe {module}, or use a kernel with CONFIG_{option}"
         )
-    return problems
+        for module, option, effect in absent
+        if not (loadable_ok and _modprobe(module, "--dry-run"))
+    ]
+
+
+def missing_sysctls() -> list[Problem]:
+    """Settings that this kernel does not have: connections are not counted, or forgotten late."""
+    if read_sysctl("net/netfilter/nf_conntrack_max") is None:
+        return []  # not loaded yet: the rules load it
+    return [
+        Problem(f"the kernel has no sysctl {path.replace('/', '.')}: use a newer one, or do without", False)
+        for path in SYSCTLS
+        if read_sysctl(path) is None
+    ]
+
+
+def unusable_ports(
+    found: dict[str, Link], bridge: str, lan: Sequence[str], wan: Sequence[str]
+) -> list[Problem]:
+    """What keeps the interfaces from being ports of the bridge."""
+    if not lan or not wan:
+        return [Problem("gateway.lan and gateway.wan must name at least one interface each")]
+    try:
+        RuleSet(bridge, tuple(lan), tuple(wan), 0, bypass=True)  # the names can be used in rules
+        check_ports(found, bridge, (*lan, *wan))
+    except KernelError as error:
+        return [Problem(str(error))]
+    return wireless((*lan, *wan))
 
 
 def refused_rules(rules: RuleSet) -> list[Problem]:
     """Try the very rules in a network namespace of their own, which ends with the trial."""
-    if not shutil.which("unshare"):
+    if not shutil.which("unshare") or not has_capability(CAP_SYS_ADMIN):
         return []  # then `install()` will tell
     problems = []
     for family in FAMILIES:
@@ -215,9 +262,9 @@ def forward_policy(saved: list[str]) -> str:
     return "ACCEPT"
 
 
-def _modprobe(module: str) -> bool:
+def _modprobe(*arguments: str) -> bool:
     try:
-        done = subprocess.run(["modprobe", "-q", module], capture_output=True, check=False, timeout=30)
+        done = subprocess.run(["modprobe", "-q", *arguments], capture_output=True, check=False, timeout=30)
     except FileNotFoundError:
         return False
     return done.returncode == 0

@@ -112,9 +112,24 @@ class State:
 
     def socket(self, *, shared: bool) -> Path:
         """Where the gateway listens for the operator. `shared`: others than root can get there, too."""
-        if shared:
-            self.directory.chmod(0o755)
+        for directory in (self.directory, self.directory.parent) if shared else ():
+            if directory in (self.directory, RUN_DIR):
+                directory.chmod(0o755)
         return self.directory / f"{self.bridge}{SOCKET}"
+
+    def peek(self) -> tuple[dict[str, Section], str | None]:
+        """The record as it is, and the process id of the gateway that runs; None if none does.
+
+        For who only looks: locks and changes nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(self._lock_path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return self._read(), os.read(lock, 20).decode().strip()
+            finally:
+                os.close(lock)
+        return self._read(), None
 
     def get(self, section: str) -> Section | None:
         """What is recorded under this name, None if nothing is."""

@@ -17,9 +17,10 @@ from nedge.core.hooks import HookCall
 from nedge.core.hosts import Directory
 from nedge.core.inspection import CATEGORY_MALWARE
 from nedge.core.lists import FingerprintSet
-from nedge.core.packet import TCP
 from nedge.core.status import LAST_KEY, StatusType, status_types
 from nedge.core.verdict import Action
+from nedge.scripts.fullinfo import disorder, dns_info, full_info, http_info, ssh_info, tcp_stats, tls_info
+from nedge.scripts.plain import plain
 
 Conf = Mapping[str, Any]
 """A script's settings: its default_value, and over it what the configuration file says."""
@@ -88,9 +89,10 @@ class Flow:
     def triggerStatus(self, flow_status_type: Any, *arguments: Any) -> None:
         """Set a status and raise an alert: triggerStatus(type, info, flow_score, cli_score, srv_score).
 
-        `info` is a string, a mapping, or None. Of all statuses triggered in one hook call the one with the
-        highest flow score alerts, if that is more than what the flow's alert has so far. ntopng 4.2's form is
-        accepted too: triggerStatus({"status_type": type, "alert_type_params": info}, flow, cli, srv).
+        `info` is a string, a mapping, or None; a copy is kept, of what JSON can hold. Of all statuses set in
+        one hook call the one with the highest flow score alerts, if it is above the flow's alert so far.
+        ntopng 4.2's form is accepted too:
+        triggerStatus({"status_type": type, "alert_type_params": info}, flow, cli, srv).
         Raises TypeError, and sets nothing, for any other info.
         """
         if isinstance(flow_status_type, Mapping):
@@ -104,6 +106,7 @@ class Flow:
         status = _status(flow_status_type)
         if info is not None and not isinstance(info, str | Mapping):
             raise TypeError(f"status info is a string or a table, not {type(info).__name__}")
+        info = plain(info)
         flow_score, client_score, server_score = (*map(_score, arguments), 0, 0, 0)[:3]
         self._call.trigger(status, info, flow_score, client_score, server_score, self._script)
 
@@ -268,8 +271,6 @@ class Flow:
 
     def getFullInfo(self) -> dict[str, Any]:
         """Everything, as one flat mapping with ntopng's key names. Expensive: prefer the other functions."""
-        from nedge.scripts.fullinfo import full_info
-
         return full_info(self._flow, self._context)
 
     # Beyond the 41: what real scripts of ntopng call too
@@ -304,9 +305,12 @@ class Flow:
         """False: flows end in time."""
         return False
 
-    def hasRisk(self, risk_id: int) -> bool:
-        """Whether nDPI found this risk, by its number."""
-        return bool(self._context.risks(self._flow) >> risk_id & 1)
+    def hasRisk(self, risk_id: int | None = None) -> bool:
+        """Whether nDPI found this risk, by its number; without one, whether it found any."""
+        risks = self._context.risks(self._flow)
+        if risk_id is None:
+            return risks != 0
+        return 0 <= risk_id < 64 and bool(risks >> risk_id & 1)
 
     def getRiskInfo(self) -> dict[int, str]:
         """The risks that nDPI found: number -> name."""
@@ -316,23 +320,38 @@ class Flow:
 
     def getHTTPInfo(self) -> dict[str, Any]:
         """Of an HTTP flow's latest request, with ntopng's key names; empty if it is not HTTP."""
-        facts = self._context.facts(self._flow)
-        if not facts.http_url and not facts.http_method:
-            return {}
-        return {
-            "protos.http.last_method": facts.http_method,
-            "protos.http.last_url": facts.http_url,
-            "protos.http.last_return_code": facts.http_code,
-            "protos.http.last_user_agent": facts.http_user_agent,
-            "protos.http.server_name": facts.hostname,
-        }
+        return http_info(self._context.facts(self._flow))
+
+    def getTLSInfo(self) -> dict[str, Any]:
+        """Of a TLS or QUIC flow, with ntopng's key names; empty if it is neither."""
+        return tls_info(self._context.facts(self._flow))
+
+    def getDNSInfo(self) -> dict[str, Any]:
+        """Of a DNS flow's latest query, with ntopng's key names; empty if it is not DNS."""
+        return dns_info(self._context.facts(self._flow))
+
+    def getSSHInfo(self) -> dict[str, Any]:
+        """Of an SSH flow, with ntopng's key names; empty if it is not SSH."""
+        return ssh_info(self._context.facts(self._flow))
 
     def getTCPStats(self) -> dict[str, Any]:
-        """TCP flags seen and how the handshake went; empty if it is not TCP."""
-        flow = self._flow
-        if flow.proto != TCP:
-            return {}
-        return {"tcp.flags": flow.tcp_flags, "tcp.three_way_handshake_ok": self.isTwhOK()}
+        """TCP flags seen, how the handshake went, and segments with payload that came again or out of order.
+
+        Segments count while the flow is looked into. Empty if it is not TCP.
+        """
+        return tcp_stats(self._flow)
+
+    def getClientTCPIssues(self) -> int:
+        """The client's segments that came again or out of order, while the flow was looked into."""
+        return sum(disorder(self._flow).of_client)
+
+    def getServerTCPIssues(self) -> int:
+        """The server's segments that came again or out of order, while the flow was looked into."""
+        return sum(disorder(self._flow).of_server)
+
+    def getGoodputRatio(self) -> float:
+        """Payload in percent of all bytes."""
+        return self._flow.goodput * 100 / self._flow.bytes if self._flow.bytes else 0.0
 
     def isClientNoIP(self) -> bool:
         """Whether the client's address is the unspecified one (0.0.0.0 or ::)."""

@@ -12,9 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from nedge.core.hooks import Hook
-from nedge.scripts.loader import ALL, CATEGORIES, Problem
-from nedge.scripts.loader import PERIODIC_DEFAULT as DEFAULT
-from nedge.scripts.loader import PERIODIC_STEP as STEP
+from nedge.scripts.check import ALL, CATEGORIES
+from nedge.scripts.script import PERIODIC_DEFAULT as DEFAULT
+from nedge.scripts.script import PERIODIC_STEP as STEP
+from nedge.scripts.script import Problem
 
 _HOOKS = (*Hook, ALL, "setup", "teardown")
 VARIABLES = (
@@ -25,6 +26,7 @@ VARIABLES = (
     "default_enabled",
     "l4_proto",
     "l7_proto",
+    "l7_proto_id",
     "three_way_handshake_ok",
     "periodic_update_seconds",
     "prio",
@@ -35,7 +37,12 @@ _CLOSE = 0.85  # how like another a name must be to be taken for a misspelt one
 
 
 def lint(path: Path) -> list[Problem]:
-    """Warnings, by line. None for what cannot be parsed: the loader says what is wrong with that."""
+    """Warnings, by line. None for other languages than Python.
+
+    None for what cannot be parsed, either: the loader says what is wrong with that.
+    """
+    if path.suffix == ".lua":
+        return []
     try:
         tree = ast.parse(path.read_bytes(), str(path))
     except (OSError, SyntaxError, ValueError):

@@ -60,7 +60,7 @@ def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
 # of that matters: then the kernel takes flows over sooner.
 protocolUpdated = protocolDetected
 
-# Other hooks: periodicUpdate (every two minutes), flowEnd, statusChanged. The guide is policies/README.md.
+# Other hooks: periodicUpdate (every two minutes), flowEnd, statusChanged. The guide has all that there is.
 '''
 
 _TEST = '''"""Tests of {name}.py. pytest runs them: `pytest test_{name}.py`."""

@@ -1,9 +1,10 @@
-"""Calling user scripts: the right ones, in order, each behind its own error wall."""
+"""Calling user scripts: the right ones, in order, each behind its own wall."""
 
 from __future__ import annotations
 
+import linecache
+from dataclasses import dataclass
 from time import perf_counter_ns
-from traceback import extract_tb
 from typing import Any
 
 import structlog
@@ -12,39 +13,61 @@ from nedge.core.flow import Handshake
 from nedge.core.hooks import Hook, HookCall
 from nedge.core.packet import TCP
 from nedge.scripts.api import Context, Flow
-from nedge.scripts.loader import HookFunction, Problem, Script
+from nedge.scripts.budget import WATCH, ScriptTimeoutError, enters_scripts
+from nedge.scripts.python import script_lines
+from nedge.scripts.script import HookFunction, Problem, Script, ScriptError, ScriptFault, Where
 
 LOG_SECONDS = 60
 """A script's errors are logged at most once in so many seconds of flow time."""
+TIMEOUT_WEIGHT = 20
+"""A call that was interrupted counts as so many errors in a row: all traffic has waited for it."""
 
 _Step = tuple[Script, HookFunction, dict[str, Any]]
 
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptLimits:
+    """What is asked of scripts."""
+
+    budget_ms: int = 100
+    """Longest time for one call of a hook."""
+    max_errors: int = 100
+    """Errors in a row that put a script aside; 0 = never."""
+
+
 class Runner:
     """Runs a fixed set of scripts; implements `nedge.core.hooks.ScriptRunner`."""
 
-    def __init__(self, scripts: list[Script]) -> None:
+    def __init__(self, scripts: list[Script], limits: ScriptLimits | None = None) -> None:
         """`scripts` in the order in which they run. `context` must be set before the first call."""
         self.scripts = scripts
+        self.limits = limits or ScriptLimits()
         self.skipped: list[Problem] = []
         """Why scripts are not among them that should be, where that is no error."""
         self.off: dict[str, str] = {}
         """What switched scripts off, by key."""
         self.context: Context | None = None
         self.wants_match_packet = any(script.wants_match_packet for script in scripts)
-        self._by_hook = {hook: [script for script in scripts if hook in script.hooks] for hook in Hook}
+        self._budget_ns = self.limits.budget_ms * 1_000_000
+        self._logged: dict[str, int] = {}
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Who is called for what: all scripts that are not put aside."""
+        active = [script for script in self.scripts if not script.aside]
+        self._by_hook = {hook: [script for script in active if hook in script.hooks] for hook in Hook}
         self._wanted = {
             hook: frozenset(proto for proto in range(256) if any(not s.l4 or proto in s.l4 for s in chosen))
             for hook, chosen in self._by_hook.items()
         }
         self._plans: dict[tuple[Hook, int, int, int, bool], tuple[_Step, ...]] = {}
-        self._logged: dict[str, int] = {}
 
     def wants(self, hook: Hook, proto: int) -> bool:
         return proto in self._wanted[hook]
 
+    @enters_scripts
     def run(self, call: HookCall) -> None:
         flow, hook = call.flow, call.hook
         incomplete = flow.proto == TCP and flow.handshake != Handshake.DONE
@@ -59,19 +82,34 @@ class Runner:
         api = Flow(call, self.context)
         now = call.now
         periodic = hook is Hook.PERIODIC_UPDATE
+        budget = self._budget_ns
+        watch = WATCH
+        if watch.resting:
+            watch.wake()
         start = perf_counter_ns()
         for script, function, conf in plan:
             if periodic and flow.tick % script.periodic_ticks:
                 continue
             api._script = script.key
+            failure: BaseException | None = None
+            watch.deadline = start + budget
             try:
                 function(api, now, conf)
-            except (Exception, SystemExit) as error:
-                call.failed += 1
-                self._report(script, call, error)
-            script.calls += 1
+            except KeyboardInterrupt:
+                watch.deadline = 0
+                raise
+            except BaseException as error:
+                failure = error
+            watch.deadline = 0
             end = perf_counter_ns()
-            script.time_ns += end - start
+            took = end - start
+            script.time_ns += took
+            script.time_histogram[took.bit_length()] += 1
+            if failure is not None or watch.fired:
+                self._failed(script, call, failure)
+                end = perf_counter_ns()
+            elif script.failures_in_a_row:
+                script.failures_in_a_row = 0
             start = end
 
     def _plan(self, hook: Hook, proto: int, app: int, master: int, incomplete: bool) -> tuple[_Step, ...]:
@@ -84,30 +122,66 @@ class Runner:
             and (script.l7 is None or script.l7 in (app, master))
         )
 
-    def _report(self, script: Script, call: HookCall, error: BaseException) -> None:
-        """Count, and say where in the script it happened; not again for a while."""
-        script.errors += 1
-        frames = [f for f in extract_tb(error.__traceback__) if f.filename == str(script.path)]
-        script.last_error = f"{type(error).__name__}: {error}"
-        script.last_error_at = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    def _failed(self, script: Script, call: HookCall, error: BaseException | None) -> None:
+        """Count, say where in the script it happened, and put it aside if it keeps failing.
+
+        `error`: None if the script was interrupted, and kept that to itself.
+        """
+        timed_out = WATCH.fired or isinstance(error, ScriptTimeoutError)
+        WATCH.fired = False
+        if timed_out:
+            call.timed_out += 1
+            script.timeouts += 1
+            script.last_error = f"took longer than {self.limits.budget_ms} ms in {call.hook}"
+        else:
+            call.failed += 1
+            script.errors += 1
+            kind = "" if isinstance(error, ScriptFault) else f"{type(error).__name__}: "
+            script.last_error = f"{kind}{error}"
+        where = list(error.where) if isinstance(error, ScriptFault | ScriptTimeoutError) else []
+        if error is not None and not where:
+            where = script_lines(error, script.path)
+        script.last_error_at = "{}:{}".format(*where[-1]) if where else ""
+        self._report(script, call, where, timed_out)
+        script.failures_in_a_row += TIMEOUT_WEIGHT if timed_out else 1
+        if self.limits.max_errors and script.failures_in_a_row >= self.limits.max_errors and not script.aside:
+            call.put_aside += 1
+            self._put_aside(script)
+
+    def _report(self, script: Script, call: HookCall, where: Where, timed_out: bool) -> None:
+        """Say what happened; not again for a while."""
         last = self._logged.get(script.key)
         if last is not None and 0 <= call.now - last < LOG_SECONDS:
             return
         self._logged[script.key] = call.now
+        linecache.checkcache()
         _log.error(
-            "script_error",
+            "script_timeout" if timed_out else "script_error",
             script=script.key,
             hook=str(call.hook),
             error=script.last_error,
-            where=[f"{frame.filename}:{frame.lineno} {frame.line}" for frame in frames],
+            where=[f"{path}:{line} {linecache.getline(str(path), line).strip()}" for path, line in where],
             errors=script.errors,
+            timeouts=script.timeouts,
         )
+
+    def _put_aside(self, script: Script) -> None:
+        """Call it no more, until scripts are loaded anew."""
+        script.aside = f"failed {self.limits.max_errors} times in a row; at last: {script.last_error}"
+        if script.timeouts:
+            script.aside = f"keeps failing, or taking too long; at last: {script.last_error}"
+        _log.error("script_aside", script=script.key, reason=script.aside)
+        self._arrange()
+        if script.release is not None:
+            script.release()
 
     def close(self) -> None:
         """Unload: every script's teardown() runs."""
         for script in self.scripts:
-            if script.teardown is not None:
+            if script.teardown is not None and not script.aside:
                 try:
                     script.teardown()
-                except (Exception, SystemExit) as error:
+                except ScriptError as error:
                     _log.error("script_error", script=script.key, hook="teardown", error=str(error))
+            if script.release is not None:
+                script.release()

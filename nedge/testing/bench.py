@@ -18,7 +18,7 @@ from nedge.core.flow import Flow as CoreFlow
 from nedge.core.hooks import Hook
 from nedge.core.hosts import CountryLookup
 from nedge.replay import replay
-from nedge.scripts.loader import Script
+from nedge.scripts.script import Script
 from nedge.testing.flows import Alert, MadeFlow, SeenFlow
 from nedge.testing.packets import T0, Packet, from_scapy
 
@@ -85,7 +85,7 @@ class Bench:
     def variables(self) -> dict[str, Any]:
         """The first script's own variables: what it remembers, limits to change. Of Python scripts only."""
         hook = next(iter(self.scripts[0].hooks.values()))
-        if not inspect.isfunction(hook):
+        if self.scripts[0].path.suffix == ".lua" or not inspect.isfunction(hook):
             raise TypeError(f"{self.scripts[0].path}: only the variables of Python scripts can be had")
         return hook.__globals__
 
@@ -226,13 +226,13 @@ class Bench:
                 flow = self._view(event.flow)
                 flow.ended, flow.end_time = event.reason.label, event.time
         self._events.clear()
-        failed = sum(script.errors for script in self.scripts)
+        failed = sum(script.errors + script.timeouts for script in self.scripts)
         if failed > self._failed:
             self._failed = failed
             said = [
                 f"{each.last_error_at or each.path}: {each.last_error}"
                 for each in self.scripts
-                if each.errors
+                if each.last_error
             ]
             raise ScriptError("; ".join(said))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import importlib
+import random
 import ssl
 import tempfile
 import warnings
@@ -40,11 +41,14 @@ def certificate(
 
     `issuer`: the common name of who signed it; "" for a self-signed one. `subject`: its own common name, the
     first of the names unless given. `rsa`: an RSA key, instead of an elliptic curve's.
+
+    The same arguments give the same bytes, with keys that anybody can know: nDPI searches certificates for
+    patterns, which random ones can happen to have.
     """
     x509 = _needed("cryptography.x509")
     hashes = _needed("cryptography.hazmat.primitives.hashes")
     serialization = _needed("cryptography.hazmat.primitives.serialization")
-    key = _private_key(rsa)
+    key = _rsa_key() if rsa else _ec_key(0x5EED)
     own = names[0] if subject is None else subject
     built = (
         x509.CertificateBuilder()
@@ -58,8 +62,7 @@ def certificate(
     if names:
         alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
         built = built.add_extension(alternatives, critical=False)
-    signer = _private_key(False) if issuer else key
-    # The same bytes every time: nDPI searches certificates for patterns, which random ones happen to have.
+    signer = _ec_key(0xCA) if issuer else key
     signed = built.sign(signer, hashes.SHA256(), ecdsa_deterministic=None if rsa and not issuer else True)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -67,11 +70,27 @@ def certificate(
     return signed.public_bytes(serialization.Encoding.PEM), private
 
 
-def _private_key(rsa: bool) -> Any:
-    if rsa:
-        return _needed("cryptography.hazmat.primitives.asymmetric.rsa").generate_private_key(65537, 2048)
+def _ec_key(secret: int) -> Any:
     curves = _needed("cryptography.hazmat.primitives.asymmetric.ec")
-    return curves.derive_private_key(0x5EED, curves.SECP256R1())
+    return curves.derive_private_key(secret, curves.SECP256R1())
+
+
+def _rsa_key() -> Any:
+    """An RSA key of 1024 bits, from the first primes that a certain generator of numbers comes upon."""
+    rsa = _needed("cryptography.hazmat.primitives.asymmetric.rsa")
+    numbers = random.Random(0x5EED)  # noqa: S311 (no secret)
+    p, q = _prime(numbers), _prime(numbers)
+    d = pow(65537, -1, (p - 1) * (q - 1))
+    crt = (rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q))
+    return rsa.RSAPrivateNumbers(p, q, d, *crt, rsa.RSAPublicNumbers(65537, p * q)).private_key()
+
+
+def _prime(numbers: random.Random) -> int:
+    """A prime of 512 bits, as far as Fermat's test to a few bases can tell."""
+    while True:
+        number = numbers.getrandbits(512) | 3 << 510 | 1
+        if all(pow(base, number - 1, number) == 1 for base in (2, 3, 5, 7)):
+            return number
 
 
 def _common_name(text: str) -> Any:
@@ -124,11 +143,11 @@ def tls_turns(
     """A whole handshake of OpenSSL with itself, as turns for `Tcp.turns`. Arguments are those of `tls`."""
     chain, key = cert or certificate()
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _limit(server_context, version, version, ciphers)
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "cert.pem").write_bytes(chain)
         Path(directory, "key.pem").write_bytes(key)
         server_context.load_cert_chain(Path(directory, "cert.pem"), Path(directory, "key.pem"))
-    _limit(server_context, version, version, ciphers)
     server_context.set_alpn_protocols(["h2"])
     client_context = _client_context(version, offered or version, ciphers)
 

@@ -76,8 +76,13 @@ def failure(lab: Lab, status: int, *arguments: str, code: str = "") -> str:
     return done.stderr
 
 
+def reachable(lab: Lab, name: str) -> bool:
+    """Whether a new connection to a name is answered, however slow this machine is."""
+    return curl(lab, f"https://{name}/", "--resolve", f"{name}:443:{SERVER}", timeout=20)
+
+
 def back(connection: Kept) -> None:
-    """The connection works again: at the latest with a segment that TCP sends anew."""
+    """The connection works (again): at the latest with a segment that TCP sends anew."""
     until(lambda: connection.ask() == "answered", 60)
 
 
@@ -85,49 +90,66 @@ def workers(lab: Lab, gateway: Gateway) -> list[int]:
     return [int(pid) for pid in lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()]
 
 
+# A plain HTTP connection over IPv6 that stays open.
+SIX = """
+import socket, time
+with socket.create_connection(("fd99::1", 80), 20) as connection:
+    connection.sendall(b"GET / HTTP/1.1\\r\\nHost: six.example\\r\\n\\r\\n")
+    print(connection.recv(9).decode(), flush=True)
+    time.sleep(600)
+"""
+
+
 def test_looking(lab: Lab, servers: ServerSet) -> None:
-    with Gateway(lab, PORTS + "workers = 2\n" + EVENTS + STATE + BLOCKED) as gateway:
-        assert https(lab, "www.example")
-        assert curl(lab, "http://[fd99::1]/")
+    config = PORTS + "workers = 2\n" + EVENTS + STATE + BLOCKED
+    with Gateway(lab, config) as gateway, kept(lab, "www.example") as connection:
+        back(connection)
+        six = lab.client.popen([sys.executable, "-c", SIX], stdout=subprocess.PIPE)
+        assert six.stdout
+        assert six.stdout.readline() == "HTTP/1.1 \n"
         assert not https(lab, "blocked.example")
-        status = record(lab, "status")
-        assert (status["bridge"], status["mode"], status["live_flows"]) == ("nedge0", "inline", 3)
-        assert sorted(worker["pid"] for worker in status["workers"]) == sorted(workers(lab, gateway))
-        assert [worker["health"] for worker in status["workers"]] == ["ok", "ok"]
-        assert (status["pid"], len(status["scripts"]), status["generation"]) == (gateway.pid, 14, 0)
-        assert not any(status["losses"].values())
-        assert not any(status["failures"].values())
         flows = records(lab, "flows")
-        assert {flow["hostname"]: flow["verdict"] for flow in flows} == {
-            "www.example": "pass", "fd99::1": "pass", "blocked.example": "drop",
-        }  # fmt: skip
-        assert {flow["kernel"] for flow in flows} == {"pass", "watch", "drop"}
+        assert {flow["hostname"]: (flow["verdict"], flow["kernel"]) for flow in flows} == {
+            "www.example": ("pass", "pass"),
+            "six.example": ("pass", "watch"),
+            "blocked.example": ("drop", "drop"),
+        }
         assert [flow["hostname"] for flow in records(lab, "flows", "--verdict", "blocked")] == [
             "blocked.example"
         ]
-        assert [flow["proto"] for flow in records(lab, "flows", "--host", "fd99::/64")] == ["TCP"]
+        status = record(lab, "status")
+        assert (status["bridge"], status["mode"], status["generation"]) == ("nedge0", "inline", 0)
+        assert status["live_flows"] in (2, 3)  # the blocked one may have ended
+        assert sorted(worker["pid"] for worker in status["workers"]) == sorted(workers(lab, gateway))
+        assert [worker["health"] for worker in status["workers"]] == ["ok", "ok"]
+        assert status["pid"] == gateway.pid
+        assert not any(status["losses"].values())
+        assert not any(status["failures"].values())
+        (v6,) = records(lab, "flows", "--host", "fd99::/64")
+        assert (v6["proto"], v6["src_ip"], v6["dest_port"]) == ("TCP", "fd99::2", 80)
         hosts = {host["ip"]: host for host in records(lab, "hosts")}
         assert set(hosts) == {CLIENT, SERVER, "fd99::1", "fd99::2"}
-        assert (hosts[CLIENT]["flows"], hosts[CLIENT]["blocked_flows"]) == (2, 1)
+        assert hosts["fd99::1"]["bytes_sent"] >= v6["bytes_toclient"] > 0
         scripts = {script["script"]: script for script in records(lab, "scripts")}
+        assert sorted(scripts) == sorted(script["script"] for script in status["scripts"])
         assert scripts["blocked_hostname"]["flows_dropped"] == 1
         assert scripts["blocked_hostname"]["calls"] >= 3
-        assert "3 flows" in ok(lab, "flows")
+        assert "six.example" in ok(lab, "flows")
 
 
 def test_explain(lab: Lab, servers: ServerSet) -> None:
     settings = "[scripts.blocked_hostname]\ndomains = ['blocked.example']\nclient_score = 7\n"
     with Gateway(lab, CONFIG + settings), kept(lab, "www.example") as connection:
-        assert connection.ask() == "answered"
+        back(connection)
         before = time.time()
         assert not https(lab, "blocked.example")
         story = record(lab, "explain", flow_to(lab, "blocked.example")["id"])
         assert story["verdict"]["rule"] == "status"
         assert story["verdict"]["detail"] == "status_blacklisted"
-        assert story["verdict"]["time"] == pytest.approx(before, abs=30)
+        assert story["verdict"]["time"] == pytest.approx(before, abs=120)
         status = next(one for one in story["statuses"] if one["script"] == "blocked_hostname")
         assert (status["status"], status["score"], status["cli_score"]) == ("status_blacklisted", 100, 7)
-        assert status["time"] == pytest.approx(before, abs=30)
+        assert status["time"] == pytest.approx(before, abs=120)
         assert story["detection"]["protocol"].startswith("TLS")
         assert story["detection"]["facts"]["sni"] == "blocked.example"
         kernel = story["kernel"]
@@ -136,7 +158,7 @@ def test_explain(lab: Lab, servers: ServerSet) -> None:
         first = record(lab, "explain", passing["id"])
         assert (first["verdict"]["rule"], first["kernel"]["share"]) == ("clean", "pass")
         for _ in range(20):
-            assert connection.ask() == "answered"
+            back(connection)
         later = record(lab, "explain", passing["id"])
         assert later["kernel"]["packets"][0] >= first["kernel"]["packets"][0] + 20, "read live"
         assert later["flow"]["pkts_toserver"] == later["kernel"]["packets"][0]
@@ -149,7 +171,8 @@ def test_explain(lab: Lab, servers: ServerSet) -> None:
 def test_a_blocked_domain_stops_at_once(lab: Lab, servers: ServerSet) -> None:
     """Also on connections that are established, and that the kernel has taken over."""
     with Gateway(lab, CONFIG), kept(lab, "www.example") as connection, kept(lab, "allowed.example") as other:
-        assert connection.ask() == other.ask() == "answered"
+        back(connection)
+        back(other)
         assert flow_to(lab, "www.example")["kernel"] == "pass"
         said = ok(lab, "block", "example", "--reason", "a test")
         assert "blocked domain example (order 1, for good); 2 live flows changed" in said
@@ -164,7 +187,7 @@ def test_a_blocked_domain_stops_at_once(lab: Lab, servers: ServerSet) -> None:
         assert story["kernel"]["share"] == "drop"
         # The longest name speaks.
         assert "2 live flows changed" in ok(lab, "unblock", "www.example")
-        assert https(lab, "www.example")
+        assert reachable(lab, "www.example")
         back(connection)
         assert other.ask() == "silence"
         assert "1 live flow changed" in ok(lab, "forget", "example")
@@ -198,8 +221,8 @@ print(conntrack.find(four).mark & 7, conntrack.find(six).mark & 7)
 
 def test_marks_of_many_connections(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, CONFIG):
-        assert curl(lab, f"http://{SERVER}/")
-        assert curl(lab, "http://[fd99::1]/")
+        assert curl(lab, f"http://{SERVER}/", timeout=20)
+        assert curl(lab, "http://[fd99::1]/", timeout=20)
         done = lab.gateway.run([sys.executable, "-c", MARKS])
         assert (done.stdout, done.stderr) == ("1 3\n", "")
 
@@ -208,32 +231,33 @@ def test_unblock_wins_over_scripts(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, CONFIG + BLOCKED):
         assert not https(lab, "blocked.example")
         ok(lab, "unblock", SERVER)
-        assert https(lab, "blocked.example")
+        assert reachable(lab, "blocked.example")
         ok(lab, "forget", SERVER)
         assert not https(lab, "blocked.example")
 
 
 def test_a_flow_is_blocked_alone(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, CONFIG), kept(lab, "www.example") as connection, kept(lab, "allowed.example") as other:
-        assert connection.ask() == other.ask() == "answered"
+        back(connection)
+        back(other)
         flow = flow_to(lab, "www.example")
         assert "1 live flow changed" in ok(lab, "block", flow["id"])
         assert connection.ask() == "silence"
-        assert other.ask() == "answered"
-        assert https(lab, "www.example")
+        back(other)
+        assert reachable(lab, "www.example")
         assert "1 live flow changed" in ok(lab, "forget", flow["id"])
         back(connection)
 
 
 def test_an_order_ends_by_itself(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, CONFIG) as gateway, kept(lab, "www.example") as connection:
-        assert connection.ask() == "answered"
-        ok(lab, "block", CLIENT, "--for", "4s")
-        assert connection.ask() == "silence"
-        assert not curl(lab, f"http://{SERVER}/", timeout=1)
-        until(lambda: '"order_over"' in gateway.log, 20)
         back(connection)
-        assert curl(lab, f"http://{SERVER}/")
+        assert "1 live flow changed" in ok(lab, "block", CLIENT, "--for", "2s")
+        until(lambda: '"order_over"' in gateway.log, 60)
+        reasons = [event["nedge"]["reason"] for event in gateway.events("drop")]
+        assert f"operator_block: order 1 on host {CLIENT}" in reasons
+        back(connection)
+        assert curl(lab, f"http://{SERVER}/", timeout=20)
         assert records(lab, "orders") == []
 
 
@@ -246,17 +270,17 @@ def test_orders_outlive_reload_worker_and_restart(lab: Lab, servers: ServerSet) 
         flow = records(lab, "flows", "--host", "www.example")[0]["id"]
         (worker,) = workers(lab, gateway)
         os.kill(worker, signal.SIGKILL)
-        until(lambda: gateway.log.count('"worker_ready"') == 3)
+        until(lambda: gateway.log.count('"worker_ready"') == 3, 60)
         assert not https(lab, "www.example")
-        assert https(lab, "allowed.example")
+        assert reachable(lab, "allowed.example")
         assert "the worker that had it has been replaced" in failure(lab, 1, "explain", flow)
     with Gateway(lab, CONFIG):
         assert not https(lab, "www.example")
-        assert https(lab, "allowed.example")
+        assert reachable(lab, "allowed.example")
         (order,) = records(lab, "orders")
         assert (order["id"], order["target"], order["reason"]) == (1, "www.example", "for good")
         ok(lab, "forget", "1")
-        assert https(lab, "www.example")
+        assert reachable(lab, "www.example")
 
 
 def test_a_damaged_file_of_orders_is_set_aside(lab: Lab, servers: ServerSet) -> None:
@@ -274,27 +298,26 @@ def test_a_damaged_file_of_orders_is_set_aside(lab: Lab, servers: ServerSet) -> 
 @pytest.mark.parametrize("who", ["gateway", "worker"])
 def test_connections_that_a_crash_left_are_reached(lab: Lab, servers: ServerSet, who: str) -> None:
     """The kernel goes on passing them, and no worker knows them."""
-    with kept(lab, "www.example") as connection:
-        with Gateway(lab, CONFIG) as gateway:
-            assert connection.ask() == "answered"
-            (worker,) = workers(lab, gateway)
-            if who == "worker":
-                os.kill(worker, signal.SIGKILL)
-                until(lambda: gateway.log.count('"worker_ready"') == 2)
-                reached(lab, connection)
-            else:
-                os.kill(gateway.pid, signal.SIGKILL)
-                until(lambda: not Path(f"/proc/{worker}").exists())
-        if who == "gateway":
+    with Gateway(lab, CONFIG) as gateway, kept(lab, "www.example") as connection:
+        back(connection)
+        (worker,) = workers(lab, gateway)
+        if who == "worker":
+            os.kill(worker, signal.SIGKILL)
+            until(lambda: gateway.log.count('"worker_ready"') == 2, 60)
+            reached(lab, connection)
+        else:
+            os.kill(gateway.pid, signal.SIGKILL)
+            until(lambda: not Path(f"/proc/{worker}").exists())
+            gateway.stop()
             with Gateway(lab, CONFIG):
                 reached(lab, connection)
 
 
 def reached(lab: Lab, connection: Kept) -> None:
-    assert connection.ask() == "answered"
+    back(connection)
     assert records(lab, "flows") == [], "nobody knows it"
     ok(lab, "block", SERVER)
-    until(lambda: connection.ask() == "silence", 20)
+    until(lambda: connection.ask() == "silence", 60)
     ok(lab, "forget", SERVER)
     back(connection)
 
@@ -302,7 +325,7 @@ def reached(lab: Lab, connection: Kept) -> None:
 def test_a_quarantined_host_is_released(lab: Lab, servers: ServerSet) -> None:
     settings = "[verdict]\nhost_drop_score = 50\n" + BLOCKED + "client_score = 60\n"
     with Gateway(lab, CONFIG + settings), kept(lab, "www.example") as connection:
-        assert connection.ask() == "answered"
+        back(connection)
         assert "is not in quarantine" in failure(lab, 1, "release", CLIENT)
         assert not https(lab, "blocked.example")
         assert connection.ask() == "silence"
@@ -312,7 +335,7 @@ def test_a_quarantined_host_is_released(lab: Lab, servers: ServerSet) -> None:
         assert host["quarantined_until"] > time.time() + 60
         assert record(lab, "status")["quarantined"] == [CLIENT]
         assert f"{CLIENT} is free" in ok(lab, "release", CLIENT)
-        assert https(lab, "www.example")
+        assert reachable(lab, "www.example")
         back(connection)
         assert records(lab, "hosts", "--quarantined") == []
         assert not https(lab, "blocked.example")  # and that counts again
@@ -331,13 +354,13 @@ def test_reload_says_what_came_of_it(lab: Lab, servers: ServerSet) -> None:
     )
     script.write_text("def protocolDetected(flow, now, conf): pass\n")
     with Gateway(lab, CONFIG + '[scripts]\ndirectories = ["policies"]\n') as gateway:
-        assert https(lab, "www.example")
+        assert reachable(lab, "www.example")
         script.write_text(good + "\noops(\n")
         said = failure(lab, 1, "reload")
         assert f"{script}:6: syntax error" in said
         script.write_text(good + "\nraise RuntimeError('no')\n")
         assert f"{script}:6: RuntimeError while loading: no" in failure(lab, 1, "reload")
-        assert https(lab, "www.example"), "the old script stays"
+        assert reachable(lab, "www.example"), "the old script stays"
         script.write_text(good)
         assert "reloaded in" in ok(lab, "reload")
         assert not https(lab, "www.example"), "and now the new one is in force"
@@ -349,7 +372,7 @@ def test_reload_says_what_came_of_it(lab: Lab, servers: ServerSet) -> None:
         assert record(lab, "status")["reloads"] == 2
         path.write_text(CONFIG + '[scripts]\ndirectories = ["policies"]\n')
         os.kill(gateway.pid, signal.SIGHUP)
-        until(lambda: gateway.log.count('"reloaded"') == 3)
+        until(lambda: gateway.log.count('"reloaded"') == 3, 60)
 
 
 def test_foreign_users_are_refused(lab: Lab, servers: ServerSet) -> None:
@@ -407,7 +430,7 @@ def test_hostile_clients_disturb_nobody(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, CONFIG) as gateway, hostile(socket_of(lab)):
         end = time.monotonic() + 7
         while time.monotonic() < end:
-            assert https(lab, "www.example")
+            assert reachable(lab, "www.example")
             assert record(lab, "status")["workers"][0]["health"] == "ok"
         control = record(lab, "status")["control"]
         assert control["control_malformed"] >= 1
@@ -447,7 +470,7 @@ def hostile(path: Path) -> Iterator[None]:
 
 def test_top_on_a_terminal(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, CONFIG), kept(lab, "www.example") as connection:
-        assert connection.ask() == "answered"
+        back(connection)
         master, slave = pty.openpty()
         process = lab.gateway.popen(
             [sys.executable, "-m", "nedge", "top"],

@@ -45,6 +45,7 @@ class Hosts:
 class Engine:
     verdicts = SimpleNamespace()
     late = False
+    share = 0
     seen, captured, length, macs, ticks = 0, 0, 0, set(), 0
     hosts = Hosts()
 

@@ -92,6 +92,10 @@ def test_every_value_arrives(write) -> None:  # type: ignore[no-untyped-def]
         format = "json"
         [scripts]
         directories = ["mine"]
+        budget_ms = 50
+        max_errors = 0
+        lua_memory_mb = 8
+        lua_allow = ["io"]
         [scripts.web_mining]
         enabled = false
         """)
@@ -106,6 +110,8 @@ def test_every_value_arrives(write) -> None:  # type: ignore[no-untyped-def]
     assert (config.verdict.drop_score, config.verdict.host_drop_score) == (0, 65535)
     assert config.limits.detection_packets == 32
     assert config.scripts.settings == {"web_mining": {"enabled": False}}
+    assert (config.scripts.budget_ms, config.scripts.max_errors) == (50, 0)
+    assert (config.scripts.lua_memory_mb, config.scripts.lua_allow) == (8, ["io"])
     assert (config.dpi.library, config.dpi.watch_http) == ("/opt/libndpi.so", False)
 
 
@@ -199,6 +205,12 @@ def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypa
         ("[metrics]\nlisten = '[127.0.0.1]:9750'", ["metrics.listen", "[::1]:9750"]),
         ("[log]\nlevel = 'loud'", ["log.level", "'loud'", "'debug', 'info', 'warning' or 'error'"]),
         ("[scripts]\ndirectories = 'x'", ["scripts.directories", "'x'", "list"]),
+        ("[scripts]\nbudget_ms = 5", ["scripts.budget_ms", "5", "10"]),
+        ("[scripts]\nbudget_ms = 1000", ["scripts.budget_ms", "1000", "900"]),
+        ("[scripts]\nmax_errors = -1", ["scripts.max_errors", "-1", "0"]),
+        ("[scripts]\nlua_memory_mb = 3", ["scripts.lua_memory_mb", "3", "4"]),
+        ("[scripts]\nlua_allow = ['debug']", ["scripts.lua_allow", "'debug'", "'io' or 'os'"]),
+        ("[scripts]\nmax_error = 5", ["scripts.max_error", "5", "a table: [scripts.max_error]"]),
         ("[gateway\n", ["not valid TOML", "line 1"]),
         ("[gateway]\nqueue = 1\nqueue = 2", ["not valid TOML", "Cannot overwrite a value"]),
         (b"x = '\xff'", ["not valid TOML"]),

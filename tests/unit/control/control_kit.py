@@ -25,7 +25,7 @@ from nedge.gateway.desk import Desk
 from nedge.gateway.orders import OrderFile
 from nedge.gateway.reloading import Reloading
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 class Loop:
@@ -81,8 +81,9 @@ class Raw:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(str(path))
         self.socket.setblocking(False)
-        self.received = b""
         self.ended = False
+        self._rest = b""
+        self._lines: list[Message] = []
 
     def send(self, data: bytes) -> None:
         """As much as the socket takes, while the loop goes on."""
@@ -109,12 +110,13 @@ class Raw:
             except ConnectionResetError:
                 data = b""
             self.ended = self.ended or not data
-            self.received += data
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._lines += map(orjson.loads, lines)
 
     def lines(self) -> list[Message]:
         """The whole lines so far."""
         self.read()
-        return [orjson.loads(line) for line in self.received.split(b"\n")[:-1]]
+        return list(self._lines)
 
     def answers(self, count: int = 1) -> list[Message]:
         """Wait for so many lines."""

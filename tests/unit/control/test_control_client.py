@@ -22,7 +22,14 @@ from nedge.config import Config, load
 from nedge.control import client as module
 from nedge.control.client import Client, find_socket
 from nedge.control.protocol import ControlError, HostSort, Kind
-from nedge.control.show import merge_hosts, merge_scripts, sort_hosts, span
+from nedge.control.show import (
+    SCRIPT_HEADINGS,
+    merge_hosts,
+    merge_scripts,
+    script_cells,
+    sort_hosts,
+    span,
+)
 from nedge.control.steering import duration
 from nedge.gateway import desk, orders
 from nedge.kernel.state import State, namespace_dir
@@ -186,19 +193,30 @@ def test_a_host_of_several_workers_is_one() -> None:
     assert [one["flows"] for one in merged] == [0, 4, 9]
 
 
+FILTERS = {"l4": [], "l7": "", "three_way_handshake_ok": False, "periodic_update_seconds": 120, "prio": 0}
+
+
 def test_a_script_of_several_workers_is_one() -> None:
-    of = {"errors": 1, "statuses_set": 2, "flows_dropped": 3}
+    of = {"errors": 1, "timeouts": 4, "statuses_set": 2, "flows_dropped": 3}
+    fine = {"p99_ns": 4096, "last_error": "", "last_error_at": "", "aside": ""}
+    bad = {"p99_ns": 8192, "last_error": "x", "last_error_at": "a.lua:3", "aside": "keeps failing"}
     merged = merge_scripts(
         [
-            {"script": "a", "calls": 3, "time_ns": 6000, "last_error": "", **of},
-            {"script": "b", "calls": 0, "time_ns": 0, "last_error": "", **of},
-            {"script": "a", "calls": 1, "time_ns": 2000, "last_error": "x", **of},
+            {"script": "a", "calls": 3, "time_ns": 6000, **fine, **of},
+            {"script": "b", "calls": 0, "time_ns": 0, **fine, **of},
+            {"script": "a", "calls": 1, "time_ns": 2000, **bad, **of},
         ]
     )
     assert [(one["script"], one["calls"], one["mean_us"], one["errors"]) for one in merged] == [
         ("a", 4, 2.0, 2), ("b", 0, 0.0, 1),
     ]  # fmt: skip
-    assert merged[0]["last_error"] == "x"
+    assert merged[0] | bad == merged[0]
+    assert [one["timeouts"] for one in merged] == [8, 4]
+    cells = [cell.plain for cell in script_cells(merged[0] | {"hooks": [], "filters": FILTERS})]
+    assert len(cells) == len(SCRIPT_HEADINGS)
+    assert cells[SCRIPT_HEADINGS.index("99 % under")] == "8.2 µs"
+    assert cells[SCRIPT_HEADINGS.index("Timeouts")] == "8"
+    assert cells[-1] == "put aside: keeps failing"
 
 
 # The commands, with a gateway in another thread

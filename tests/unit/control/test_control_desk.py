@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -185,6 +186,7 @@ def test_scripts(office: Office) -> None:
         [script for script in office.records(command="scripts") if script["script"] == key]
         for key in ("judge_names", "quiet")
     )
+    first.sort(key=lambda script: -script["calls"])  # workers answer in any order
     assert [script["calls"] for script in first] == [2, 1]
     assert [(script["statuses_set"], script["flows_dropped"]) for script in first] == [(1, 1), (1, 0)]
     assert all(script["time_ns"] > 0 for script in first)
@@ -201,6 +203,16 @@ def test_errors_of_scripts_whatever_they_say(office: Office) -> None:
     office.workers[0].bench.feed(dns("boom.example", sport=7).packets)
     (script, _other) = [one for one in office.records(command="scripts") if one["script"] == "judge_names"]
     assert (script["errors"], script["last_error"]) == (1, "RuntimeError: boom ?")
+    assert re.fullmatch(r".*/judge_names\.py:\d+", script["last_error_at"])
+    assert (script["timeouts"], script["aside"]) == (0, "")
+
+
+def test_scripts_that_are_put_aside(office: Office) -> None:
+    (script, _other) = office.workers[0].bench.assembly.scripts
+    script.timeouts, script.aside = 5, "keeps failing, or taking too long"
+    (first, _other) = [one for one in office.records(command="scripts") if one["script"] == "judge_names"]
+    assert (first["timeouts"], first["aside"]) == (5, "keeps failing, or taking too long")
+    assert first["p99_ns"] == script.time_quantile(0.99) > 0
 
 
 def test_columns(office: Office) -> None:
@@ -538,6 +550,7 @@ def test_work_comes_in_slices(office: Office, monkeypatch: pytest.MonkeyPatch) -
     """Packets are judged between: here one flow of them after each step."""
     many(office, 2000)
     monkeypatch.setattr(answers, "SLICE", 0.0)  # every step ends at once
+    monkeypatch.setattr(answers, "PATIENCE", 100.0)
     client = Raw(office, office.server.path)
     client.ask(command="block", target="10.0.0.0/8")
     for number in range(20):
@@ -562,9 +575,13 @@ def test_an_order_is_answered_before_it_has_come_to_all_flows(office: Office, mo
     assert office.records(command="flows", host="10.0.0.0/8", verdict="pass") == []
 
 
-def test_an_order_is_obeyed_to_its_end_though_its_client_has_left(office: Office, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("patience", [0.03, 100.0])
+def test_an_order_is_obeyed_to_its_end_though_its_client_has_left(
+    office: Office, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
     many(office, 2000)
     monkeypatch.setattr(answers, "SLICE", 0.0)
+    monkeypatch.setattr(answers, "PATIENCE", patience)
     client = Raw(office, office.server.path)
     client.ask(command="block", target="10.0.0.0/8")
     for _ in range(20):
@@ -572,8 +589,9 @@ def test_an_order_is_obeyed_to_its_end_though_its_client_has_left(office: Office
     client.close()
     office.until(lambda: not office.server.clients)
     assert office.workers[0].answers._jobs
+    time.sleep(0.05)  # as if the work took long
     office.until(lambda: not office.workers[0].answers._jobs)
-    monkeypatch.undo()
+    monkeypatch.setattr(answers, "SLICE", 0.01)
     assert office.records(command="flows", host="10.0.0.0/8", verdict="pass") == []
 
 

@@ -20,7 +20,7 @@ from nedge.control.screens import OrderScreen, StoryScreen
 from nedge.control.top import Top, View, parse_filter
 from nedge.gateway import desk
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 SCRIPT = {
     "names": """
         from nedge.scripts import status_types

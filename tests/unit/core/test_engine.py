@@ -639,6 +639,23 @@ def test_script_error(policy: Sequence[Failure]) -> None:
     assert rig.engine.counters.script_errors == 4
 
 
+@pytest.mark.parametrize("policy", [(), (Failure.SCRIPT_TIMEOUT,), (Failure.SCRIPT_ERROR,)])
+def test_script_timeout(policy: Sequence[Failure]) -> None:
+    def script(call: HookCall) -> None:
+        call.timed_out += 1
+        call.put_aside += 1
+
+    rig = Rig(
+        scripts=StubScripts(Hook.PROTOCOL_DETECTED, Hook.FLOW_END, script=script),
+        policy=Policy(failures=dict.fromkeys(policy, DROP)),
+    )
+    assert rig.feed(ask("a.example")) is (DROP if Failure.SCRIPT_TIMEOUT in policy else PASS)
+    assert the_flow(rig).failures == (Failure.SCRIPT_TIMEOUT,)
+    rig.engine.finish(T0)
+    figures = rig.engine.figures()
+    assert (figures["script_timeouts"], figures["scripts_aside"], figures["script_errors"]) == (2, 2, 0)
+
+
 # Verdicts: statuses, scores, lists, operator
 
 
@@ -1233,7 +1250,7 @@ def test_any_traffic_with_the_real_library(choice: str) -> None:
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, str(here / "core_fuzz.py"), choice],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1], here.parents[2])))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [here, *here.parents[1:3]]))},
         capture_output=True,
         text=True,
         timeout=120,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nedge.core.packet import Packet
-from nedge.core.stream import MAX_HELD, Stream
+from nedge.core.stream import MAX_HELD, Disorder, Stream
 
 ISN = 1000
 
@@ -53,6 +53,17 @@ def test_swapped() -> None:
 def test_reversed() -> None:
     segments = parts(b"abcdefgh", 1)
     assert feed(opened(), *reversed(segments)) == segments
+
+
+def test_what_came_again_or_too_early_is_counted() -> None:
+    a, b, c, d = parts(b"aabbccdd", 2)
+    stream = opened()
+    assert stream.disorder == ((0, 0), (0, 0))
+    feed(stream, a, a, c, b, d, b, segment(seq=ISN + 9))
+    assert stream.disorder == Disorder(of_server=(0, 0), of_client=(2, 1))
+    reply, more = segment(b"xx", 5001, PSH | ACK), segment(b"yy", 5003, PSH | ACK)
+    feed(stream, segment(seq=5000, flags=SYN | ACK), more, reply, more, from_client=False)
+    assert stream.disorder == Disorder(of_server=(1, 1), of_client=(2, 1))
 
 
 def test_two_gaps() -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,9 +75,7 @@ def test_a_library_that_is_not_ndpi() -> None:
 
 
 def test_selftest(choice: str, library: Library) -> None:
-    started = time.monotonic()
     passed = selftest.check(choice)
-    assert time.monotonic() - started < 1
     assert (passed.version, passed.path) == (library.version, library.path)
     assert passed.risk_offset > 0
     assert passed.certificate_dates

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import random
+import select
 import socket
 import struct
 
 import pytest
 
-from nedge.kernel import conntrack
-from nedge.kernel.conntrack import Connection, Conntrack
+from nedge.kernel import conntrack, ctnetlink
+from nedge.kernel.conntrack import Conntrack
+from nedge.kernel.ctnetlink import Connection
 
 # linux/netfilter/nfnetlink_conntrack.h
-TUPLE_ORIG, TUPLE_REPLY, STATUS, MARK, COUNTERS_ORIG, COUNTERS_REPLY, ID, ZONE = 1, 2, 3, 8, 9, 10, 12, 18
+TUPLE_ORIG, TUPLE_REPLY, STATUS, MARK, COUNTERS_ORIG, COUNTERS_REPLY, ID, ZONE, TIMEOUT = (
+    1,
+    2,
+    3,
+    8,
+    9,
+    10,
+    12,
+    18,
+    7,
+)
 IP, PROTO = 1, 2
 NEW, DESTROY = 0, 2
 DONE, ERROR = 3, 2
@@ -79,21 +92,34 @@ class Given(Conntrack):
     """A handle whose sockets give what a test says."""
 
     def __init__(self, *datagrams: bytes) -> None:
-        self._events, self._to_events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._dumps, self._to_dumps = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for ours in (self._events, self._dumps):
-            ours.setblocking(False)
-        self._dumping, self.dump_failed, self.lost_events = True, False, 0
+        given = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+        sockets = iter([ours for ours, _ in given])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(conntrack, "_open", lambda: next(sockets))
+            patch.setattr(conntrack, "_SOL_NETLINK", socket.SOL_SOCKET)
+            patch.setattr(conntrack, "_ADD_MEMBERSHIP", socket.SO_KEEPALIVE)
+            super().__init__()
+        self._theirs = [theirs for _, theirs in given]
         for datagram in datagrams:
-            self._to_events.send(datagram)
-            self._to_dumps.send(datagram)
+            for theirs in self._theirs[1:]:
+                theirs.send(datagram)
 
     def __enter__(self) -> Given:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for sock in (self._events, self._to_events, self._dumps, self._to_dumps):
-            sock.close()
+        self.close()
+        for theirs in self._theirs:
+            theirs.close()
+
+    def dump(self) -> list[list[Connection]]:
+        """The parts of a dump, to its end."""
+        parts = []
+        assert self.start_dump(1, 1)
+        while self.dumping:
+            assert select.select([self.dump_fileno], [], [], 10)[0], "nothing comes any more"
+            parts.append(self.dumped())
+        return parts
 
 
 def read(*datagrams: bytes) -> list[Connection]:
@@ -130,6 +156,29 @@ def test_protocols_that_have_no_ports_for_us(proto: int, ports: tuple[int, int] 
     (found,) = read(connection(proto, ports=ports))
     assert found.key == key(0, proto, "192.0.2.1", "198.51.100.2", (0, 0))
     assert (found.packets, found.bytes_back) == (5, 80_000_000_000)
+
+
+def test_messages_that_differ_from_the_one_before() -> None:
+    """Whatever the order they come in, each is read for itself."""
+    made = [
+        connection(ports=(1, 80)),
+        connection(ports=(2, 80)),
+        connection(TCP, "192.0.2.1", "198.51.100.2", (3, 80), attribute(ZONE, number(300, "H"))),
+        connection(TCP, "2001:db8::1", "2001:db8::2", (4, 443)),
+        connection(ports=(5, 80), padded=True),
+        message(ends(TUPLE_ORIG, TCP, "192.0.2.1", "198.51.100.2", (6, 80)), attribute(MARK, number(7))),
+        message(ends(TUPLE_ORIG, TCP, "192.0.2.1", "198.51.100.2", (7, 80)), attribute(ID, number(7))),
+        connection(GRE, ports=(8, 8)),
+        connection(ICMP, ports=None),
+        # As long as those with a zone, and everything in the same place.
+        connection(TCP, "192.0.2.1", "198.51.100.2", (9, 80), attribute(TIMEOUT, number(300))),
+    ]
+    alone = [read(datagram)[0] for datagram in made]
+    generator = random.Random(1)
+    for _ in range(200):
+        order = [generator.randrange(len(made)) for _ in range(12)]
+        assert read(*(made[number] for number in order)) == [alone[number] for number in order]
+        assert read(b"".join(made[number] for number in order)) == [alone[number] for number in order]
 
 
 def test_a_zone_is_a_vlan() -> None:
@@ -169,19 +218,55 @@ def test_attributes_without_a_length_end_the_message() -> None:
     assert read(message(bytes(8), ends(TUPLE_ORIG, TCP, "192.0.2.1", "198.51.100.2", (1, 2)))) == []
 
 
-def test_a_dump_ends() -> None:
-    end = message(kind=DONE)
-    with Given(connection() + connection(ports=(5, 80)), end) as given:
-        assert len(given.dumped()) == 2
+END = message(kind=DONE)
+
+
+def test_a_dump() -> None:
+    with Given(connection() + connection(ports=(5, 80)), connection(ports=(6, 80)), END) as given:
+        assert [[found.key[-3] for found in part] for part in given.dump()] == [[0x67, 5], [6], []]
+        assert not given.dump_failed
+        (request,) = (given._theirs[2].recv(1000),)
+        assert struct.unpack_from("=IHH", request) == (len(request), 1 << 8 | 1, 0x301)
+
+
+def test_a_dump_ends_within_a_part() -> None:
+    with Given(connection() + END) as given:
+        assert [len(part) for part in given.dump()] == [1]
+
+
+def test_a_dump_of_more_parts_than_are_read_ahead() -> None:
+    with Given(*[connection()] * 40, END) as given:
+        assert [len(part) for part in given.dump()] == [1] * 40 + [0]
+        for theirs in given._theirs[1:]:
+            theirs.send(END)
+        assert given.dump() == [[]]
+
+
+@pytest.mark.parametrize("ends", [[message(kind=ERROR)], [connection(), message(kind=ERROR)]])
+def test_a_dump_fails(ends: list[bytes]) -> None:
+    with Given(*ends) as given:
+        given.dump()
+        assert given.dump_failed
+
+
+def test_a_dump_that_breaks_off_fails() -> None:
+    with Given(connection()) as given:
+        given._dumps.settimeout(0.1)
+        assert [len(part) for part in given.dump()] == [1, 0]
+        assert given.dump_failed
+
+
+def test_nothing_of_a_dump_is_there_yet() -> None:
+    with Given() as given:
+        assert given.dumped() == []
+        assert given.start_dump(1, 1)
+        assert not given.start_dump(1, 1)
+        assert given.dumped() == []
         assert given.dumping
+        given._theirs[2].send(END)
+        assert select.select([given.dump_fileno], [], [], 10)[0]
         assert given.dumped() == []
-        assert (given.dumping, given.dump_failed) == (False, False)
-
-
-def test_a_dump_fails() -> None:
-    with Given(message(kind=ERROR)) as given:
-        assert given.dumped() == []
-        assert (given.dumping, given.dump_failed) == (False, True)
+        assert not given.dumping
 
 
 def test_reading_gives_back_what_is_written() -> None:
@@ -190,5 +275,15 @@ def test_reading_gives_back_what_is_written() -> None:
         key(0, TCP, "192.0.2.1", "198.51.100.2", (4711, 80)),
         key(12, UDP, "2001:db8::1", "2001:db8::2", (4711, 53)),
     ):
-        (found,) = read(conntrack._set_mark(made, 0x30000000, 0xF0000000, 1))
+        (found,) = read(ctnetlink.set_mark(made, 0x30000000, 0xF0000000, 1))
         assert (found.key, found.mark) == (made, 0x30000000)
+
+
+def test_closing_does_not_wait_for_a_dump_that_nobody_takes() -> None:
+    with Given(*[connection()] * 40) as given:
+        given._dumps.settimeout(0.1)
+        assert given.start_dump(1, 1)
+        assert select.select([given.dump_fileno], [], [], 10)[0]
+        reader = given._reader
+    assert reader is not None
+    assert not reader.is_alive()

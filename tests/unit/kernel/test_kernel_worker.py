@@ -6,14 +6,17 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from nedge.gateway import worker as module
+from nedge.gateway.run import stop_if_told
 from nedge.gateway.signals import STOP_SIGNALS, stop_signals
 from nedge.gateway.worker import Mode, Worker
+from nedge.scripts.budget import WATCH, enforced
 
 
 class FakeQueue:
@@ -110,6 +113,23 @@ def _quiet() -> Iterator[None]:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     yield
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_the_timer_of_scripts_does_not_stop_the_loop() -> None:
+    worker, _engine, _queue = make()
+    ticks: list[int] = []
+    with enforced(), stop_signals(signal.SIGTERM) as signals:
+        WATCH.wake()
+        worker.watch(signals, partial(stop_if_told, worker, signals))
+        worker.every(0.05, lambda: ticks.append(1))
+        worker.run(0.3)
+        assert not worker.stopping
+        os.kill(os.getpid(), signal.SIGTERM)
+        worker.run(30)
+        assert worker.stopping
+    assert ticks
+    worker.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -9,7 +9,6 @@ from nedge.testing import (
     SERVER,
     T0,
     Bench,
-    ConfigError,
     Packet,
     Tcp,
     Udp,
@@ -111,8 +110,3 @@ def test_memory_is_bounded() -> None:
         script.end(script.run(make_flow("TLS", server="203.0.113.49")))
         script.advance(3)
     assert [len(kept) for kept in talks[f"{CLIENT}@0", "203.0.113.49@0", 443]] == [11, 10]
-
-
-def test_it_is_off_by_default() -> None:
-    with pytest.raises(ConfigError, match="is off"):
-        run([], enabled=False)

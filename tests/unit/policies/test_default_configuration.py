@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nedge.core.hooks import Hook
 from nedge.scripts.loader import read_script
 from nedge.testing import (
     ACK,
@@ -157,6 +158,53 @@ def test_no_script_fails(library: str) -> None:
     script.judge(merge(*flows), until=T0 + 10_000)  # raises if a script does
     assert script.engine.counters.script_errors == 0
     assert sorted(each.key for each in script.scripts) == POLICIES
+
+
+def test_what_is_off_by_default() -> None:
+    off = load_script(SHIPPED_POLICIES).assembly.runner.off
+    by_default = {key for key, why in off.items() if why.startswith("by default")}
+    assert by_default == {"beaconing", "encrypted_dns", "known_proto_on_nonstandard_port", "syn_probing"}
+    assert off.keys() - by_default == NEEDED.keys()
+
+
+def test_what_policies_are_called_for() -> None:
+    """L4 protocols, nDPI's protocol, the handshake, seconds between ticks: what keeps the cost down."""
+    found = {}
+    for script in all_on().scripts:
+        ticks = script.periodic_ticks * 30 if Hook.PERIODIC_UPDATE in script.hooks else 0
+        found[script.key] = (script.l4, bool(script.l7), script.three_way_handshake_ok, ticks)
+    tcp, udp, everything = (6,), (17,), ()
+    assert found == {
+        "beaconing": (everything, False, False, 0),
+        "blacklisted": (everything, False, False, 0),
+        "blocked_hostname": (everything, False, False, 0),
+        "country_check": (everything, False, False, 0),
+        "data_exfiltration": ((1, 58), False, False, 30),
+        "dns_exfiltration": (everything, True, False, 0),
+        "elephant_flow": (everything, False, False, 30),
+        "encrypted_dns": (everything, False, False, 0),
+        "flow_risk": (everything, False, False, 0),
+        "known_proto_on_nonstandard_port": (everything, False, False, 0),
+        "lateral_movement": (tcp, False, True, 0),
+        "longlived": (everything, False, False, 30),
+        "malicious_signature": (everything, False, False, 0),
+        "potentially_dangerous": (everything, False, False, 0),
+        "remote_to_remote": (everything, False, False, 0),
+        "suspicious_file_transfer": (tcp, True, False, 0),
+        "syn_probing": (tcp, False, False, 0),
+        "tcp_probing": (tcp, False, True, 0),
+        "tls_certificate_expired": (tcp, False, False, 0),
+        "tls_certificate_mismatch": (tcp, False, True, 0),
+        "tls_certificate_selfsigned": (tcp, False, True, 0),
+        "tls_old_version": (tcp, False, False, 0),
+        "tls_unsafe_ciphers": (tcp, False, True, 0),
+        "udp_unidirectional": (udp, False, False, 30),
+        "unexpected_dhcp": (udp, True, False, 0),
+        "unexpected_dns": (everything, True, False, 0),
+        "unexpected_ntp": (udp, True, False, 0),
+        "unexpected_smtp": (tcp, False, False, 0),
+        "web_mining": (everything, False, False, 0),
+    }
 
 
 def test_nothing_is_unknown_to_either_ndpi(library: str) -> None:

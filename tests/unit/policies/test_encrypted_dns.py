@@ -8,7 +8,6 @@ from nedge.testing import (
     CLIENT,
     SERVER,
     Bench,
-    ConfigError,
     Packet,
     Tcp,
     Udp,
@@ -108,8 +107,3 @@ def test_what_ndpi_finds_out_later() -> None:
     assert flow.statuses == []
     script.run(flow.update(protocol="TLS.DoH_DoT"), "protocolUpdated")
     assert flow.statuses == STATUS
-
-
-def test_it_is_off_by_default() -> None:
-    with pytest.raises(ConfigError, match="is off"):
-        run([], enabled=False)

@@ -265,6 +265,15 @@ def test_the_examples_of_testing_are_tests_that_pass(tmp_path: Path) -> None:
     assert "3 passed" in done.stdout
 
 
+def test_the_example_in_lua(tmp_path: Path, library: str) -> None:
+    (source,) = blocks(section("Lua"), "lua")
+    (tmp_path / "mine.lua").write_text(source)
+    script = load_script(tmp_path / "mine.lua", settings={"items": ["a.example"]}, library=library)
+    assert script.run(make_flow("TLS", hostname="a.example")).verdict == "drop"
+    assert script.run(make_flow("TLS", hostname="blocked.example")).verdict == "pass"
+    assert script.run(make_flow("HTTP", hostname="a.example")).verdict == "pass"
+
+
 # Tables
 
 

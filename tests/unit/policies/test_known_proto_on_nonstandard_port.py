@@ -6,7 +6,6 @@ import pytest
 
 from nedge.testing import (
     Bench,
-    ConfigError,
     Packet,
     Tcp,
     dns,
@@ -76,8 +75,3 @@ def test_master_and_application_count() -> None:
     script = load_script("known_proto_on_nonstandard_port", settings={"protocols": ["TLS"]})
     flow = make_flow("TLS.Google", server_port=4444, risks=["nonstandard_port"])
     assert script.run(flow).statuses == STATUS
-
-
-def test_it_is_off_by_default() -> None:
-    with pytest.raises(ConfigError, match="is off"):
-        load_script("known_proto_on_nonstandard_port", settings={"enabled": False})

@@ -10,7 +10,6 @@ from nedge.testing import (
     SYN,
     T0,
     Bench,
-    ConfigError,
     Packet,
     Tcp,
     load_script,
@@ -73,11 +72,6 @@ def test_what_we_block_ourselves_does_not_count(tmp_path: Any) -> None:
     script = load_script("syn_probing", "blacklisted", settings={"targets": 3}, config=config)
     script.judge(scan(10), until=T0 + 100)
     assert {alert.status for alert in script.alerts} == {"status_blacklisted"}
-
-
-def test_it_is_off_by_default() -> None:
-    with pytest.raises(ConfigError, match="is off"):
-        load_script("syn_probing", settings={"enabled": False})
 
 
 def test_memory_is_bounded() -> None:

@@ -63,6 +63,12 @@ BEYOND = [
     "hasRisk",
     "getRiskInfo",
     "getHTTPInfo",
+    "getTLSInfo",
+    "getDNSInfo",
+    "getSSHInfo",
+    "getClientTCPIssues",
+    "getServerTCPIssues",
+    "getGoodputRatio",
     "getTCPStats",
     "isClientNoIP",
 ]

@@ -28,6 +28,7 @@ def test_what_it_writes_works_as_it_is(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in made.stdout.splitlines()] == [
         str(tmp_path / "no_games.py"),
         str(tmp_path / "test_no_games.py"),
+        str(PROJECT / "policies" / "README.md"),
     ]
     assert max(len(line) for path in tmp_path.iterdir() for line in path.read_text().splitlines()) <= 110
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nedge.core.hooks import Hook
-from nedge.scripts.loader import Problem, Script, load_scripts
+from nedge.scripts.loader import load_scripts
+from nedge.scripts.script import Problem, Script
 
 HOOK = "def protocolDetected(flow, now, conf): pass\n"
 

@@ -839,6 +839,34 @@ def test_http_info() -> None:
 
 
 @pytest.mark.parametrize(
+    ("packets", "call", "part"),
+    [
+        (dns("example.com").packets, "getDNSInfo", {"protos.dns.last_query": "example.com"}),
+        (
+            tls("1.2", "cert.example.org").packets,
+            "getTLSInfo",
+            {
+                "protos.tls_version": 771,
+                "protos.tls.client_requested_server_name": "cert.example.org",
+                "protos.tls.server_names": "cert.example.org",
+                "protos.tls.notAfter": T0 + 86400,
+            },
+        ),
+        (
+            Tcp(dport=22).handshake().turns(ssh_turns()).packets,
+            "getSSHInfo",
+            {"protos.ssh.server_signature": "SSH-2.0-OpenSSH_9.6"},
+        ),
+    ],
+)
+def test_parts_of_the_full_info(packets: list[Packet], call: str, part: dict[str, Any]) -> None:
+    found = at_end(packets, f"flow.{call}()")
+    assert found | part == found
+    assert at_end(packets, "flow.getFullInfo()") | found == at_end(packets, "flow.getFullInfo()")
+    assert at_end(ping(), f"flow.{call}()") == {}
+
+
+@pytest.mark.parametrize(
     ("client", "none"), [("0.0.0.0", True), ("0.0.0.1", False), ("::", True), ("::1", False)]
 )
 def test_client_no_ip(client: str, none: bool) -> None:
@@ -848,8 +876,53 @@ def test_client_no_ip(client: str, none: bool) -> None:
 
 def test_tcp_stats() -> None:
     stats = at_end(Tcp(dport=NO_PORT).handshake().rst().packets, "flow.getTCPStats()")
-    assert stats == {"tcp.flags": SYN | ACK | RST, "tcp.three_way_handshake_ok": True}
+    assert stats == {
+        "tcp.flags": SYN | ACK | RST,
+        "tcp.three_way_handshake_ok": True,
+        "cli2srv.retransmissions": 0,
+        "cli2srv.out_of_order": 0,
+        "srv2cli.retransmissions": 0,
+        "srv2cli.out_of_order": 0,
+    }
     assert at_end(ping(), "flow.getTCPStats()") == {}
+
+
+def test_segments_that_came_again_or_out_of_order() -> None:
+    session = Tcp(dport=NO_PORT).handshake().client(noise(40, 1)).client(noise(40, 2)).server(noise(40, 3))
+    packets = session.packets
+    first, second, answer = packets[3:6]
+    disturbed = [*packets[:3], second, first, first, answer, answer]
+    disturbed = [packet._replace(time=T0 + n / 100) for n, packet in enumerate(disturbed)]
+    for talk, client, server in ((packets, 0, 0), (disturbed, 2, 1)):
+        for when in ("protocolDetected", "flowEnd"):
+            assert ask(talk, "(flow.getClientTCPIssues(), flow.getServerTCPIssues())", when) == [
+                (client, server)
+            ]
+    stats = at_end(disturbed, "flow.getTCPStats()")
+    names = (
+        "cli2srv.retransmissions",
+        "cli2srv.out_of_order",
+        "srv2cli.retransmissions",
+        "srv2cli.out_of_order",
+    )
+    assert [stats[name] for name in names] == [1, 1, 1, 0]
+    assert at_end(ping(), "(flow.getClientTCPIssues(), flow.getServerTCPIssues())") == (0, 0)
+
+
+def test_goodput_in_percent() -> None:
+    (packet,) = Udp(dport=NO_PORT).client(noise(84)).packets
+    assert len(packet.data) == 112
+    assert once([packet], "flow.getGoodputRatio()") == 75
+    assert once(ping(), "flow.getGoodputRatio()") == 0
+
+
+def test_any_risk() -> None:
+    packets = Tcp(dport=8099).handshake().client(http_request("203.0.113.5")).packets
+    assert at_end(packets, "flow.hasRisk()") is True
+    assert (
+        at_end(ping(), "(flow.hasRisk(), flow.hasRisk(-1), flow.hasRisk(64), flow.hasRisk(1000))")
+        == (False,) * 4
+    )
 
 
 def test_risks() -> None:

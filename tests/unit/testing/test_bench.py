@@ -416,6 +416,34 @@ def test_several_scripts_and_whole_directories() -> None:
     assert [each.key for each in load_script("syn_probing").scripts] == ["syn_probing"]
 
 
+LUA = """
+local flow_consts = require("flow_consts")
+local script = {l7_proto = "TLS", default_value = {score = 50}, hooks = {}}
+function script.hooks.protocolDetected(now, conf)
+  if flow.getDuration() > 900 then error("too old") end
+  flow.triggerStatus(flow_consts.status_types.status_user_01, {host = flow.getHostName()}, conf.score)
+end
+return script
+"""
+
+
+def test_a_script_in_lua(tmp_path: Path, library: str) -> None:
+    path = tmp_path / "mine.lua"
+    path.write_text(LUA)
+    script = load_script(path, settings={"score": 100}, library=library)
+    flow = script.run(make_flow("TLS", hostname="bad.example"))
+    assert (flow.statuses, flow.score, flow.verdict) == (["status_user_01"], 100, "drop")
+    assert flow.alerts[0].info == {"host": "bad.example"}
+    assert script.run(make_flow("DNS")).statuses == []
+    with pytest.raises(TypeError, match="only the variables of Python scripts"):
+        script.variables  # noqa: B018
+    with pytest.raises(ScriptError, match=r"mine\.lua:5: too old"):
+        script.run(make_flow("TLS", duration=1000))
+    path.write_text("return {hooks = 5}")
+    with pytest.raises(ConfigError, match=r"mine\.lua: hooks is not a table"):
+        load_script(path, library=library)
+
+
 def test_nothing_stays_behind(load: Load) -> None:
     script = load("def flowEnd(flow, now, conf): pass\ndef teardown(): left.append(1)\nleft = []\n")
     left = script.variables["left"]

@@ -1,0 +1,1 @@
+"""Commands of their own module, each put into the `nedge` command by cli.py."""
