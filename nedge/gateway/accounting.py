@@ -18,7 +18,7 @@ from collections.abc import Callable
 from nedge.core.engine import Engine
 from nedge.core.flow import Share
 from nedge.core.marks import Marks
-from nedge.core.orders import Cover, Order
+from nedge.core.orders import Cover, Kind, Order
 from nedge.core.verdict import Operator
 from nedge.kernel.bridge import CLOSED_SECONDS
 from nedge.kernel.conntrack import Conntrack
@@ -54,6 +54,8 @@ class Accounting:
 
     def recall(self, order: Order) -> None:
         """An order was given, or has ended: see to connections that it covers, and no flow stands for."""
+        if order.kind is Kind.DOMAIN:
+            return  # what names they asked for is not known any more
         self._recalls.append(Cover(order))
         self._next_reading = time.monotonic()
 

@@ -65,6 +65,8 @@ class Means(NamedTuple):
     """Have connections that an order covers, but no flow here, come up to be judged."""
     gathering: Callable[[], AbstractContextManager[None]]
     """A slice of work, in which marks that change are told to the kernel together."""
+    pause: Callable[[], None]
+    """Have `Answers.resume` called in a moment."""
     failed: Callable[[BaseException], None]
     """Told of what must not happen."""
 
@@ -111,6 +113,7 @@ class Answers:
         self._jobs: deque[_Job] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._awake = False
+        self._judged = 0  # packets, when the latest slice began
 
     def fileno(self) -> int:
         return self._event
@@ -151,7 +154,13 @@ class Answers:
             os.eventfd_read(self._event)
 
     def step(self) -> None:
-        """Work on one question for a moment."""
+        """Work on one question for a moment; where packets came since, they have the next one, too."""
+        judged = self._means.engine.counters.packets
+        if judged != self._judged:
+            self._judged = judged
+            self._rest()
+            self._means.pause()
+            return
         job = next((job for job in self._jobs if job.runnable), None)
         if job is None:
             self._rest()

@@ -44,6 +44,8 @@ SLICE, IDLE_SLICE = 16, 256
 """Flows whose timers run while a packet waits, or between packets: thousands may end in one second, and
 neither packets nor heartbeats wait for all of them."""
 BEAT = 0.25
+PAUSE = 0.001
+"""Between two slices of an answer, when packets come."""
 
 log = structlog.get_logger()
 
@@ -226,6 +228,11 @@ class Worker:
     def answer(self, scripts: Callable[[], list[Script]]) -> None:
         """Answer the operator's questions, too, that come over the link."""
         assert self._link is not None
+        again = _Timer(math.inf, lambda: None)
+
+        def pause() -> None:
+            again.due = time.monotonic() + PAUSE
+
         means = Means(
             engine=self.engine,
             scripts=scripts,
@@ -233,9 +240,12 @@ class Worker:
             kernel=self._kernel_view,
             recall=self._recall,
             gathering=self._gathering,
+            pause=pause,
             failed=self._engine_failed,
         )
         self._answers = answers = Answers(means, self._link)
+        again.step = answers.resume
+        self._timers.append(again)
         self.watch(answers, answers.step)
 
     def _recall(self, order: Order) -> None:

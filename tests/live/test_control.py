@@ -131,7 +131,7 @@ def test_looking(lab: Lab, servers: ServerSet) -> None:
         assert set(hosts) == {CLIENT, SERVER, "fd99::1", "fd99::2"}
         assert hosts["fd99::1"]["bytes_sent"] >= v6["bytes_toclient"] > 0
         scripts = {script["script"]: script for script in records(lab, "scripts")}
-        assert sorted(scripts) == sorted(script["script"] for script in status["scripts"])
+        assert sorted(scripts) == sorted(status["scripts"])
         assert scripts["blocked_hostname"]["flows_dropped"] == 1
         assert scripts["blocked_hostname"]["calls"] >= 3
         assert "six.example" in ok(lab, "flows")

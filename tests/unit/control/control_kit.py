@@ -165,6 +165,7 @@ class Worker:
         self.kernel: dict[str, Any] | None = None
         self.recalled: list[Order] = []
         self.failures: list[BaseException] = []
+        self.paused, self.held = 0, False
         means = Means(
             bench.engine,
             lambda: bench.assembly.scripts,
@@ -172,9 +173,16 @@ class Worker:
             lambda flow: self.kernel,
             self.recalled.append,
             nullcontext,
+            self.pause,
             self.failures.append,
         )
         self.answers = Answers(means, self.wire)
+
+    def pause(self) -> None:
+        """What a timer does in a real worker."""
+        self.paused += 1
+        if not self.held:
+            self.answers.resume()
 
 
 class Office(Loop):

@@ -564,6 +564,23 @@ def test_work_comes_in_slices(office: Office, monkeypatch: pytest.MonkeyPatch) -
     client.close()
 
 
+def test_packets_go_first(office: Office) -> None:
+    """Where some came since the last slice, there is a pause before the next."""
+    (worker, _other) = office.workers
+    office.result(command="flows")
+    before, worker.held = worker.paused, True
+    worker.bench.feed(dns("new.example", sport=9, start=T0 + 5).packets)
+    client = Raw(office, office.server.path)
+    client.ask(command="flows")
+    office.settle()
+    assert worker.paused == before + 1
+    assert [job.rows for job in worker.answers._jobs] == [[]]
+    worker.answers.resume()  # the pause is over, and no packet came
+    assert client.answers(3)[-1]["result"]["matched"] == 6
+    assert worker.paused == before + 1
+    client.close()
+
+
 def test_an_order_is_answered_before_it_has_come_to_all_flows(office: Office, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     many(office, 2000)
     monkeypatch.setattr(answers, "SLICE", 0.0)
