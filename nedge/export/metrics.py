@@ -35,6 +35,7 @@ _COUNTERS = {
 _GAUGES = {
     "live_flows": ("nedge_live_flows", "Flows that are live now."),
     "live_hosts": ("nedge_live_hosts", "Hosts that are known now."),
+    "scripts_aside": ("nedge_scripts_aside", "Scripts that failed too often, and are not called any more."),
     "queue_waiting": ("nedge_queue_waiting_packets", "Packets that wait in the kernel's queue."),
 }
 _FAILURES = {
@@ -43,6 +44,7 @@ _FAILURES = {
     "fragments": "fragment",
     "table_full": "table_full",
     "script_errors": "script_error",
+    "script_timeouts": "script_timeout",
     "dpi_errors": "dpi_error",
     "engine_errors": "engine_error",
     "conntrack_events_lost": "conntrack_events_lost",

@@ -171,6 +171,8 @@ def test_what_is_told(told: str) -> None:
     assert value("nedge_flow_packets_total") == 4
     assert value("nedge_flows_offloaded_total") == 0
     assert value("nedge_failures_total", cause="script_error") == 1
+    assert value("nedge_failures_total", cause="script_timeout") == 0
+    assert value("nedge_scripts_aside") == 0
     assert value("nedge_failures_total", cause="conntrack_events_lost") == 4
     assert sum(number for _, number in found["nedge_malformed_packets_total"]) == 2
     assert value("nedge_queue_dropped_packets_total", reason="full") == 2

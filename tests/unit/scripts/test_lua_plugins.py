@@ -93,6 +93,8 @@ def test_a_plugin() -> None:
     (alert,) = judged.alerts
     assert alert["alert"] == {
         "action": "allowed",
+        "gid": 1,
+        "rev": 1,
         "signature_id": 59,
         "signature": "Odd port used",
         "category": "odd_port",
