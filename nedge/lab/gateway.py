@@ -80,6 +80,11 @@ class Gateway:
         lines = (json.loads(line) for line in self.log.splitlines() if line.startswith("{"))
         return [line for line in lines if line["event"] == event]
 
+    def workers(self) -> list[int]:
+        """The process ids of its workers."""
+        command = ["pgrep", "-P", str(self.pid), "nedge-worker"]
+        return [int(pid) for pid in self._lab.gateway.run(command).stdout.split()]
+
     def stop(self) -> int | None:
         """End nedge by SIGTERM, upon which it writes the events of the flows still there."""
         if self._process is not None:

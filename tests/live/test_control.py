@@ -86,10 +86,6 @@ def back(connection: Kept) -> None:
     until(lambda: connection.ask() == "answered", 60)
 
 
-def workers(lab: Lab, gateway: Gateway) -> list[int]:
-    return [int(pid) for pid in lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()]
-
-
 # A plain HTTP connection over IPv6 that stays open.
 SIX = """
 import socket, time
@@ -120,7 +116,7 @@ def test_looking(lab: Lab, servers: ServerSet) -> None:
         status = record(lab, "status")
         assert (status["bridge"], status["mode"], status["generation"]) == ("nedge0", "inline", 0)
         assert status["live_flows"] in (2, 3)  # the blocked one may have ended
-        assert sorted(worker["pid"] for worker in status["workers"]) == sorted(workers(lab, gateway))
+        assert sorted(worker["pid"] for worker in status["workers"]) == sorted(gateway.workers())
         assert [worker["health"] for worker in status["workers"]] == ["ok", "ok"]
         assert status["pid"] == gateway.pid
         assert not any(status["losses"].values())
@@ -268,7 +264,7 @@ def test_orders_outlive_reload_worker_and_restart(lab: Lab, servers: ServerSet) 
         ok(lab, "reload")
         assert not https(lab, "www.example")
         flow = records(lab, "flows", "--host", "www.example")[0]["id"]
-        (worker,) = workers(lab, gateway)
+        (worker,) = gateway.workers()
         os.kill(worker, signal.SIGKILL)
         until(lambda: gateway.log.count('"worker_ready"') == 3, 60)
         assert not https(lab, "www.example")
@@ -300,7 +296,7 @@ def test_connections_that_a_crash_left_are_reached(lab: Lab, servers: ServerSet,
     """The kernel goes on passing them, and no worker knows them."""
     with Gateway(lab, CONFIG) as gateway, kept(lab, "www.example") as connection:
         back(connection)
-        (worker,) = workers(lab, gateway)
+        (worker,) = gateway.workers()
         if who == "worker":
             os.kill(worker, signal.SIGKILL)
             until(lambda: gateway.log.count('"worker_ready"') == 2, 60)

@@ -166,10 +166,6 @@ class Traffic:
         return report
 
 
-def workers(lab: Lab, gateway: Gateway) -> list[int]:
-    return [int(pid) for pid in lab.gateway.run(["pgrep", "-P", str(gateway.pid)]).stdout.split()]
-
-
 def ready(gateway: Gateway) -> int:
     return len(gateway.logged("worker_ready"))
 
@@ -197,7 +193,7 @@ def test_workers_killed_and_stopped(
         traffic = Traffic(faulty, servers)
         for _ in range(3):
             before = ready(gateway)
-            for worker in workers(faulty, gateway):
+            for worker in gateway.workers():
                 os.kill(worker, how)
             until(lambda before=before: ready(gateway) == before + 2)
             time.sleep(0.5)
@@ -220,7 +216,7 @@ def test_supervisor_killed_and_started_again(
     seen = tmp_path / "server.pcap"
     with Gateway(faulty, config) as gateway:
         traffic = Traffic(faulty, servers)
-        pids = [gateway.pid, *workers(faulty, gateway)]
+        pids = [gateway.pid, *gateway.workers()]
         os.kill(gateway.pid, signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids))
         with faulty.capture(faulty.server, "eth0", seen, filter="dst port 25"):

@@ -159,7 +159,7 @@ def test_a_crashed_gateways_decisions_stay(lab: Lab, servers: ServerSet) -> None
             until(lambda: '"reloaded"' in gateway.log)
             assert connection.ask() == "answered"
             assert not https(lab, "blocked.example")
-            (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid), "nedge-worker"]).stdout.split()
+            (worker,) = gateway.workers()
             os.kill(gateway.pid, signal.SIGKILL)
             until(lambda: not Path(f"/proc/{worker}").exists())  # it ends with its supervisor
             assert connection.ask() == "answered"
@@ -200,14 +200,14 @@ def test_a_worker_that_dies_or_hangs_is_replaced(lab: Lab, servers: ServerSet, h
     with Gateway(lab, PORTS + EVENTS + settings) as gateway, kept(lab, "www.example") as connection:
         assert connection.ask() == "answered"
         assert not https(lab, "blocked.example")
-        (worker,) = lab.gateway.run(["pgrep", "-P", str(gateway.pid), "nedge-worker"]).stdout.split()
-        os.kill(int(worker), how)
+        (worker,) = gateway.workers()
+        os.kill(worker, how)
         assert connection.ask() == "answered"  # the kernel carries on
         until(lambda: gateway.log.count("worker_ready") == 2, 3)
         assert https(lab, "www.example")
         assert not https(lab, "blocked.example")
         assert connection.ask() == "answered"
-        assert lab.gateway.run(["pgrep", "-P", str(gateway.pid), "nedge-worker"]).stdout.split() != [worker]
+        assert gateway.workers() != [worker]
 
 
 def test_workers_share_the_load(lab: Lab, servers: ServerSet) -> None:
