@@ -48,6 +48,7 @@ class Keeper:
         self._next_check = 0.0
         self._changed = False
         self._watching = False
+        self._installs = 0
         self.rules_restored = 0
         self.bridge_restored = 0
         self.failures = 0
@@ -71,11 +72,19 @@ class Keeper:
         self.rules = replace(self.rules, marks=marks, cuts=cuts)
         if self._state.get(FRAMES) is None or not self.frames.installed():
             self.frames.install(self._state)
-        self.rules.install()
+        self._install_rules()
         if unwanted:
             self._end_quarantine()
         elif exempt is None and self._state.get(SECTION) is not None:  # a crash left it
             forget_quarantine(self._state)
+
+    def _install_rules(self) -> None:
+        self._installs += 1
+        self.rules.install()
+
+    def sent(self) -> tuple[int, int]:
+        """For `Unjudged`: the packets that the rules sent to the queues, and how often they were put in."""
+        return self.rules.queued(), self._installs
 
     def release(self) -> None:
         """Take out rules and quarantine. Raises KernelError."""
@@ -131,7 +140,7 @@ class Keeper:
         if not frames:
             self.frames.install(self._state)
         if not rules:
-            self.rules.install()
+            self._install_rules()
         self.rules_restored += 1
         log.warning("rules_restored", why="somebody took them out or changed them", times=self.rules_restored)
 

@@ -35,6 +35,7 @@ from nedge.gateway.rejecting import Rejector
 from nedge.gateway.reloading import Reloading
 from nedge.gateway.signals import HAND_OVER, StopSignals, stop_signals
 from nedge.gateway.supervisor import Supervisor, add_figures
+from nedge.gateway.unjudged import Unjudged
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
@@ -151,11 +152,18 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     supervisor = Supervisor(count, partial(work, config, make, marks, fail_open, orders.book), signals)
     exporter.forked = supervisor.forked
     keeper: Keeper | None = None
+    unjudged: Unjudged | None = None
     desk: Desk | None = None
 
     def totals() -> Message:
         sums: Message = {}
-        for part in (supervisor.totals, exporter.totals, keeper and keeper.figures, desk and desk.counters):
+        for part in (
+            supervisor.totals,
+            exporter.totals,
+            keeper and keeper.figures,
+            unjudged and unjudged.figures,
+            desk and desk.counters,
+        ):
             add_figures(sums, part() if part else {})
         return sums
 
@@ -184,6 +192,8 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     keeper = Keeper(rules, frames, bridge, state)
     put_back(keeper.release)
     keeper.enforce(marks, exempt(config, parts))  # in place of what a crash left, without a gap
+    unjudged = Unjudged(keeper.sent, range(gateway.queue, gateway.queue + count))
+    unjudged.look()
     bridge.open()
     put_back(bridge.close)
     state.inherited = False
@@ -191,6 +201,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     supervisor.on_cut = keeper.cut
     keeper.watch(supervisor.watch)
     supervisor.every(LOOK_SECONDS, keeper.tick)
+    supervisor.every(LOOK_SECONDS, unjudged.tick)
     server = ControlServer(
         config.control.socket or state.socket(shared=config.control.group is not None),
         config.control.group,
@@ -246,7 +257,9 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
             state.put(MARKS, {"generation": marks.generation})
         supervisor.renew(partial(work, config, make, marks, fail_open, orders.book), renewed, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
+        unjudged.look()
         keeper.enforce(marks, exempt(config, parts))
+        unjudged.look()
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
         if renewed:
@@ -254,6 +267,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
             manager.ready(how_it_is(supervisor, gateway.mode, count))
         log.info("reloaded" if renewed else "lists_renewed")
     manager.stopping()
+    unjudged.look()
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
 
 

@@ -76,12 +76,12 @@ def parse_stats(text: str) -> dict[int, QueueStats]:
     return stats
 
 
-def read_stats(number: int) -> QueueStats | None:
-    """The counters of a queue; None if nobody listens to it."""
+def read_stats() -> dict[int, QueueStats]:
+    """The counters of all queues that somebody listens to, by number."""
     try:
-        return parse_stats(PROC_STATS.read_text()).get(number)
+        return parse_stats(PROC_STATS.read_text())
     except FileNotFoundError:
-        return None
+        return {}
 
 
 class _BatchDone(Exception):  # noqa: N818  (it ends a loop; nothing went wrong)
@@ -130,7 +130,7 @@ class PacketQueue:
         """Id of the last packet that `_verdict` and `_mark` go for, and are not sent yet."""
         self._message = _verdict_message(number)
         self._marking = _verdict_message(number, marking=True)
-        if other := read_stats(number):
+        if other := read_stats().get(number):
             raise _busy(other)
         try:
             self._queue = NetfilterQueue()
@@ -139,7 +139,7 @@ class PacketQueue:
                     number, self._callback(), max_len=length, range=COPY_RANGE, sock_len=RECEIVE_BUFFER
                 )
         except OSError as error:
-            if other := read_stats(number):
+            if other := read_stats().get(number):
                 raise _busy(other) from error
             raise KernelError(
                 f"queue {number} could not be opened ({error}): it takes root, and nfnetlink_queue"
@@ -173,7 +173,7 @@ class PacketQueue:
 
     def stats(self) -> QueueStats | None:
         """The kernel's counters of this queue."""
-        return read_stats(self.number)
+        return read_stats().get(self.number)
 
     def close(self) -> None:
         """Judge what still waits (the kernel would drop it) and let go. The rules must be gone by now."""

@@ -140,6 +140,13 @@ class RuleSet:
                 return False
         return True
 
+    def queued(self) -> int:
+        """The packets that the rules have sent to the queues since they were put in."""
+        lines = [line for family in FAMILIES for line in _run([SAVE[family], "-c"], "").splitlines()]
+        # [packets:bytes] -A NEDGE-… -j NFQUEUE …
+        sent = (line for line in lines if f"] -A {self.chain} " in line and " -j NFQUEUE " in line)
+        return sum(int(line[1:].partition(":")[0]) for line in sent)
+
     def _roll_back(self, family: Family, saved: list[str]) -> None:
         """To what there was before `install()`: nothing, or the rules of a gateway that crashed."""
         before = jumps(saved, self.chain)

@@ -301,5 +301,6 @@ def test_a_queue_that_overflows(faulty: Lab, servers: ServerSet, config: str) ->
     assert report["kept"]["failed"] == []
     (totals,) = gateway.logged("gateway_totals")
     assert (totals["queue_full"] > 0) == (config is CLOSED)
+    assert (totals["unjudged_packets"] > 0) == (config is OPEN)
     assert totals["queue_overloads"] > 0
     assert totals["worker_restarts"] == 0

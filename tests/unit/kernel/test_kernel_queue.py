@@ -68,7 +68,7 @@ class Bench:
         self.errors: list[BaseException] = []
         self.judged: list[tuple[bytes, bytes]] = []
         monkeypatch.setattr(queue, "NetfilterQueue", lambda: self.fake)
-        monkeypatch.setattr(queue, "read_stats", lambda number: None)
+        monkeypatch.setattr(queue, "read_stats", dict)
         monkeypatch.setattr(PacketQueue, "_set_flags", lambda self, flags: None)
         self.queue = PacketQueue(5, self.judge, length=100, fail_open=fail_open, on_error=self.errors.append)
         self.number = 0
