@@ -417,7 +417,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return from_mapping(raw, str(path), path.parent)
+    # Whoever reads this file means the same paths, wherever it runs: packed lists are known by them.
+    return from_mapping(raw, str(path), path.parent.resolve())
 
 
 def from_mapping(raw: dict[str, Any], where: str, base: Path) -> Config:
