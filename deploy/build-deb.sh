@@ -62,8 +62,12 @@ ln -s ../lib/nedge/venv/bin/nedge "$root/usr/bin/nedge"
 mv "$packages/nedge/policies" "$root/usr/share/nedge/policies"
 ln -s /usr/share/nedge/policies "$packages/nedge/policies"
 install -m 644 "$project/deploy/nedge.toml" "$root/etc/nedge/nedge.toml"
-install -m 644 "$project/README.md" "$root/usr/share/doc/nedge/README.md"
-install -m 644 "$project/deploy/README.md" "$root/usr/share/doc/nedge/deployment.md"
+doc=$root/usr/share/doc/nedge # laid out as in the sources, so that links hold
+install -d "$doc/deploy/images" "$doc/policies"
+install -m 644 "$project/README.md" "$doc/README.md"
+install -m 644 "$project"/deploy/*.md "$project/deploy/nedge.toml" "$project/deploy/grafana-dashboard.json" "$doc/deploy"
+install -m 644 "$project"/deploy/images/*.svg "$doc/deploy/images"
+install -m 644 "$project/policies/README.md" "$doc/policies/README.md"
 install -m 644 "$project/LICENSE" "$root/usr/share/doc/nedge/copyright"
 
 # The system's side. In /usr/lib, where an administrator's own files in /etc override ours.

@@ -77,6 +77,7 @@ Address = Annotated[str, AfterValidator(_address)]
 File = Annotated[Path, Field(strict=False)]
 Source = Annotated[Path | str, PlainValidator(_source)]
 """Where a list comes from: a file, or (a string) a URL."""
+Listen = Annotated[str | None, AfterValidator(_listen)]
 PassOrDrop = Literal["pass", "drop"]
 PassDropOrReject = Literal["pass", "drop", "reject"]
 Score = Annotated[int, Field(ge=0, le=65535)]
@@ -113,28 +114,35 @@ class Gateway(_Section):
     mode: Literal["inline", "monitor"] = "inline"
     """inline: verdicts happen. monitor: flows are judged and logged, every packet passes."""
     bridge: Annotated[str, Field(pattern=r"^[^\s/]{1,15}$")] = "nedge0"
-    """Created if it does not exist; adopted, and left as found, if it does."""
+    """The bridge's interface, 1 to 15 characters. Created if it does not exist; adopted, and left as found,
+    if it does."""
     lan: list[str] = []
+    """Interfaces towards your hosts, one or more. Only traffic between LAN and WAN is judged."""
     wan: list[str] = []
+    """Interfaces towards the Internet, one or more."""
     fail: Literal["open", "closed"] = "open"
-    """What happens to packets while nobody judges them."""
+    """What happens to packets while nobody judges them. open: they pass. closed: they are dropped. Monitor
+    mode is always open."""
     queue: Annotated[int, Field(ge=0, le=65000)] = 71
-    """The first queue's number; each worker has one."""
+    """The first NFQUEUE's number; each worker has one, counted from there."""
     workers: Annotated[int, Field(ge=0, le=256)] = 1
     """Worker processes; 0 = one per CPU. A pair of hosts always meets the same one."""
     queue_length: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    """Packets that wait in a queue at most, each with up to 64 KB of kernel memory; beyond them `fail`
+    decides."""
     offload: bool = True
     """The kernel takes over flows that are decided; false: every packet is judged here."""
     mark_mask: int = DEFAULT_MASK
     """The bits of the conntrack mark that are ours: a run of 3 to 8. No other bit is touched."""
-
     vlans: list[Annotated[int, Field(ge=1, le=4094)]] = []
     """VLANs that are told apart. The traffic of all others is judged as if it had no tag."""
     vlan_mask: int = 0x0FFF0000
     """With `vlans`: the bits of a packet's mark that bring its VLAN to us, a run of 12."""
     arp: PassOrDrop = "pass"
+    """ARP frames between LAN and WAN. Without them there is no IPv4 between hosts that do not know each
+    other."""
     other_frames: PassOrDrop = "pass"
-    """What is neither IP nor ARP."""
+    """Frames that carry neither IP nor ARP."""
 
     @field_validator("vlan_mask")
     @classmethod
@@ -164,8 +172,10 @@ class NetworkSection(_Section):
     """What is local."""
 
     local: list[Network] = Field(default_factory=lambda: [_network(text) for text in LOCAL_NETWORKS])
+    """Networks whose hosts are local to scripts, without host bits. Name your real subnets to have their
+    broadcast addresses known."""
     own_addresses: list[Address] = []
-    """Addresses of this box: local too."""
+    """Addresses of this box: local too, and exempt from quarantine."""
 
 
 class VerdictSection(_Section):
@@ -176,11 +186,11 @@ class VerdictSection(_Section):
     host_drop_score: Score = 0
     """Live host score from which all of a host's flows are dropped; 0 = never."""
     quarantine_seconds: Seconds = 300
-    """How long; at most 24 days, longer is for good."""
+    """How long a host is cut off, in seconds. More than 24 days: until it is released."""
     action: Literal["drop", "reject"] = "drop"
     """What being blocked means. reject: TCP gets a RST at both ends, all else an ICMP error."""
     rejects_per_second: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    """Of one worker, at most; what is rejected beyond them is dropped."""
+    """Packets that one worker answers a second, at most; what is rejected beyond them is dropped."""
     block_statuses: list[str] = ["status_blacklisted"]
     """Statuses that block by themselves, whatever the score."""
 
@@ -204,6 +214,7 @@ class Failures(_Section):
     unclassified: PassDropOrReject = "pass"
     """Flows that nDPI could not name within the limits."""
     malformed: PassDropOrReject = "pass"
+    """Packets with headers that contradict themselves or are cut short."""
     fragment: PassDropOrReject = "pass"
     """Non-first fragments. On a bridge the kernel reassembles before we see them."""
     table_full: PassDropOrReject = "pass"
@@ -213,70 +224,86 @@ class Failures(_Section):
     script_timeout: PassDropOrReject = "pass"
     """Flows on which a script took longer than scripts.budget_ms."""
     dpi_error: PassDropOrReject = "pass"
+    """Flows whose inspection by nDPI failed."""
 
 
 class Limits(_Section):
     """Bounds on memory and waiting."""
 
     max_flows: Annotated[int, Field(ge=1)] = 1_000_000
+    """Live flows in one worker, at most; a decided one takes about 1.5 KB. Beyond them `failures.table_full`
+    decides."""
     detection_packets: Annotated[int, Field(ge=1, le=32)] = 12
     """Packets after which a flow is judged unclassified."""
     detection_seconds: Seconds = 5
-    """Silence after which a flow is judged unclassified."""
+    """Silence after which a flow is judged unclassified, in seconds."""
     idle_seconds: Seconds = 60
+    """Silence that ends a flow, in seconds."""
     closed_seconds: Seconds = 15
-    """Silence that ends a closed or half-open TCP flow."""
+    """Silence that ends a closed or half-open TCP flow, in seconds."""
 
 
 class Lists(_Section):
     """Files and URLs with one entry a line. Relative paths: to the configuration file."""
 
     malware_hosts: list[Source] = []
-    """Addresses and networks."""
+    """Addresses and networks. A flow with one of them at either end is blacklisted."""
     malware_domains: list[Source] = []
+    """Domains, each with what is below it. A flow that asks for one is blacklisted."""
     malware_fingerprints: list[Source] = []
-    """JA3 and JA4 fingerprints of TLS clients."""
+    """JA3 and JA4 fingerprints of TLS clients, for the script malicious_signature."""
     mining_domains: list[Source] = []
+    """Domains whose flows get nDPI's category Mining, for scripts to look at."""
     advertisement_domains: list[Source] = []
+    """Domains whose flows get nDPI's category Advertisement."""
     allow_hosts: list[Source] = []
     """Addresses and networks that are never blocked, except by the operator."""
     allow_domains: list[Source] = []
-    """Domains of which the same is true."""
+    """Domains that are never blocked, except by the operator. It is the client who says what it asks for:
+    keep this list short."""
     refresh_hours: Annotated[float, Field(ge=0, le=8784)] = 24
-    """How often URLs are asked for news, and files looked at; 0 = only on demand."""
+    """How often URLs are asked for news, and files looked at, in hours; 0 = only by `nedge lists refresh`,
+    or a reload for files."""
     cache_directory: File = Path("/var/cache/nedge")
     """Where downloads are kept, and lists in the form in which workers share them."""
     max_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
-    """The largest download that is taken."""
+    """The largest download that is taken, unpacked, in megabytes."""
     min_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     """A download with less than this part of the entries that the one before had is not taken."""
 
 
 class GeoIP(_Section):
+    """Places of addresses. The databases are opened anew with a reload."""
+
     country_database: File | None = None
-    """A database in MaxMind's format with country.iso_code, such as GeoLite2-Country.mmdb."""
+    """A database in MaxMind's format with country.iso_code, such as GeoLite2-Country.mmdb. Without it no
+    address has a country."""
     asn_database: File | None = None
     """One with autonomous_system_number, such as GeoLite2-ASN.mmdb."""
 
 
 class Dpi(_Section):
+    """How flows are inspected."""
+
     library: str = "auto"
-    """auto, system, nfstream (the shared object in its wheel), or a path to libndpi.so."""
+    """system, nfstream (the shared object in its wheel), auto (the first of these that is there), or the
+    path of a libndpi.so."""
     watch_http: bool = True
-    """Judge plain HTTP request by request; false: by its first request only."""
+    """Judge plain HTTP request by request, which keeps such connections in user space; false: by the first
+    request only."""
 
 
 class Eve(_Section):
     """Events, a JSON object a line."""
 
     path: File | None = None
-    """Relative: to the configuration file."""
+    """The file, in Suricata's EVE format; none: no events."""
     stats_seconds: Annotated[float, Field(ge=0, le=86400)] = 60
-    """How often the counters are an event, too; 0 = never."""
+    """How often the counters are an event, too, in seconds; 0 = never."""
     rotate_megabytes: Annotated[int, Field(ge=0)] = 0
-    """Size at which a new file begins; 0 = never."""
+    """Size at which a new file begins, in megabytes; 0 = never."""
     rotate_hours: Annotated[float, Field(ge=0, le=8784)] = 0
-    """Time after which a new file begins, counted from midnight UTC; 0 = never."""
+    """Time after which a new file begins, in hours counted from midnight UTC; 0 = never."""
     keep: Annotated[int, Field(ge=1, le=1000)] = 5
     """Rotated files that are kept."""
 
@@ -285,27 +312,31 @@ class History(_Section):
     """What became of flows, in a SQLite file that `nedge history` reads."""
 
     path: File | None = None
-    """Relative: to the configuration file."""
+    """The file; none: no history."""
     max_days: Annotated[float, Field(gt=0, le=36525)] = 30
+    """Age at which rows are deleted, in days."""
     max_megabytes: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    """Size of the file, in megabytes, beyond which the oldest rows are deleted. A flow takes about 150
+    bytes."""
 
 
 class Metrics(_Section):
     """For Prometheus."""
 
-    listen: Annotated[str | None, AfterValidator(_listen)] = None
-    """Address and port to answer on; None: nowhere."""
+    listen: Listen = None
+    """Address and port to answer on, such as "127.0.0.1:9750"; none: nowhere. Whoever gets there can read all
+    metrics. How long packets take to be judged is only measured if this was set when nedge started."""
 
 
 class Control(_Section):
     """Who may look at a running gateway and steer it, and where: see deploy/CONTROL.md."""
 
     socket: File | None = None
-    """None: under /run/nedge, where the commands look for it. Relative: to the configuration file."""
+    """The unix socket; none: one under /run/nedge, where the commands look for it."""
     group: str | None = None
-    """Members of this group may, beside root."""
+    """Members of this group may, too; none: only root and the gateway's own user."""
     state: File = Path("/var/lib/nedge")
-    """Directory where the operator's orders are kept."""
+    """Directory where the operator's orders are kept, so that they outlive a restart."""
 
     @field_validator("group")
     @classmethod
@@ -319,7 +350,10 @@ class Control(_Section):
 
 
 class Log(_Section):
+    """The log, on standard error."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is less important than this is left out."""
     format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, json elsewhere."""
 
@@ -330,13 +364,15 @@ class Scripts(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     directories: list[File] = [SHIPPED_POLICIES]
-    """Directories of scripts, or single scripts. Relative paths: to the configuration file."""
+    """Directories of scripts, or single scripts, in place of those that come with nedge: name their
+    directory, too, to have both."""
     budget_ms: Annotated[int, Field(ge=10, le=900)] = 100
-    """What one call of a script may take; then it is interrupted. (Workers silent for 1 s are replaced.)"""
+    """What one call of a script may take, in milliseconds; then it is interrupted. (Workers silent for 1 s
+    are replaced.)"""
     max_errors: Annotated[int, Field(ge=0)] = 100
     """Errors in a row that put a script aside until reload; 0 = never. An interrupted call counts as 20."""
     lua_memory_mb: Annotated[int, Field(ge=4, le=4096)] = 64
-    """What one Lua script may take."""
+    """Memory that one Lua script may take, in megabytes."""
     lua_allow: list[Literal["io", "os"]] = []
     """Libraries of Lua that scripts get whole: files, programs, all that nedge itself may do."""
 
@@ -381,7 +417,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return from_mapping(raw, str(path), path.parent)
+    # Whoever reads this file means the same paths, wherever it runs: packed lists are known by them.
+    return from_mapping(raw, str(path), path.parent.resolve())
 
 
 def from_mapping(raw: dict[str, Any], where: str, base: Path) -> Config:

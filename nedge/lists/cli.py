@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -58,11 +59,24 @@ def refresh(
             raise ConfigError(f"{name}: no such list; allowed are {', '.join(FORMS)}")
         if name not in known:
             raise ConfigError(f"lists.{name}: has no source")
+    _become_owner(settings.lists.cache_directory)
     refreshing.refresh(settings.lists, names or (), due_only=False, accept_shrunken=accept_shrunken)
     found = list_status(settings.lists)
     _show(found, json)
     if any(row["error"] for row in found if not names or row["list"] in names):
         sys.exit(1)
+
+
+def _become_owner(cache: Path) -> None:
+    """Root gives its rights up for those of the cache's owner, the service's user.
+
+    What root made there would lock the service out, and what that user put there must not lead root astray.
+    """
+    if os.geteuid() != 0 or not cache.exists() or not (owner := cache.stat()).st_uid:
+        return
+    os.setgroups([])
+    os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
+    os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
 
 
 def _settings(path: Path | None) -> Config:

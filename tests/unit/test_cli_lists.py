@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from list_server import ListServer, list_server
+from support import require
 from test_cli import here
 
 
@@ -102,3 +107,27 @@ def test_wrong_file_on_refresh(config: Path, tmp_path: Path, monkeypatch, capfd)
     done = here(monkeypatch, capfd, "lists", "refresh", "malware_hosts", "--config", config)
     done.check(1, "list_refresh_failed")
     assert "found 'bad'" in " ".join(done.out.split())
+
+
+def test_root_refreshes_as_the_owner_of_the_cache() -> None:
+    """Else the service, whose cache it is, could not write there any more."""
+    require(os.geteuid() == 0, "root")
+    service = 65534
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "mine").write_text("192.0.2.1\n")
+        (folder / "cache").mkdir()
+        os.chown(folder / "cache", service, service)
+        (folder / "nedge.toml").write_text('[lists]\ncache_directory = "cache"\nmalware_hosts = ["mine"]\n')
+        # All is imported before: that user may be unable to read this very Python.
+        program = "import encodings.utf_8_sig, nedge.cli; nedge.cli.main()"
+        command = ["lists", "refresh", "--json", "--config", str(folder / "nedge.toml")]
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["entries"] == 1
+        made = list((folder / "cache").rglob("*"))
+        assert {path.name for path in made} >= {"lock", "packed"}
+        assert {path.stat().st_uid for path in made} == {service}

@@ -115,6 +115,15 @@ def test_every_value_arrives(write) -> None:  # type: ignore[no-untyped-def]
     assert (config.dpi.library, config.dpi.watch_http) == ("/opt/libndpi.so", False)
 
 
+def test_the_file_means_the_same_from_wherever_it_is_read(write, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """A list that one process packed is found by another: they know it by its source's path."""
+    whole = load(write('lists.malware_hosts = ["a.txt"]\ncontrol.state = "s"\n'))
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for path in ("nedge.toml", "./nedge.toml", "link/nedge.toml", f"../{tmp_path.name}/nedge.toml"):
+        assert load(Path(path)) == whole, path
+
+
 def test_relative_paths_are_relative_to_the_file(write, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     path = write("""
         lists.malware_hosts = ["a.txt", "/b.txt", "https://lists.example//c.txt"]

@@ -221,13 +221,12 @@ def test_the_tutorial_from_its_first_command_to_its_last(tmp_path: Path, library
     commands = [line.partition("#")[0].split() for line in shells.splitlines() if line.strip()]
     script, test = blocks(text, "python")
     directory = tmp_path / "my-scripts"
-    directory.mkdir()
     write_pcap(tmp_path / "capture.pcap", tls(client="192.168.1.70").packets)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     outputs = []
     for words in commands:
         done = subprocess.run(
-            [sys.executable, "-m", *words],
+            words if words[0] == "mkdir" else [sys.executable, "-m", *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -241,10 +240,10 @@ def test_the_tutorial_from_its_first_command_to_its_last(tmp_path: Path, library
             assert (directory / "no_games.py").exists()
             (directory / "no_games.py").write_text(script)
             (directory / "test_no_games.py").write_text(test)
-    assert [words[1] for words in commands] == ["new-script", "my-scripts", "check", "replay"]
-    assert "3 passed" in outputs[1]
-    assert "script no_games: ok (hooks: protocolDetected)" in outputs[2]
-    assert "1 flows: 1 pass" in outputs[3]
+    assert [words[1] for words in commands] == ["my-scripts", "new-script", "my-scripts", "check", "replay"]
+    assert "3 passed" in outputs[2]
+    assert "script no_games: ok (hooks: protocolDetected)" in outputs[3]
+    assert "1 flows: 1 pass" in outputs[4]
     loaded = load_script(directory / "no_games.py", library=library)
     assert loaded.run(make_flow("Steam", client="192.168.1.70")).statuses == ["status_user_01"]
 
