@@ -360,7 +360,7 @@ def test_variables_live_on_between_calls_and_flows() -> None:
         ("local t = nil\nlocal x = t.field", 2, "attempt to index a nil value"),
         ("local function f()\n  error('inner')\nend\n\nf()", 2, "inner"),
         ("local x\nlocal m = require('no_such_module')", 2, "no_such_module"),
-        ("local m = require\n'mud_utils'", 1, "there is no module 'mud_utils'"),
+        ("local m = require\n'host_pools'", 1, "there is no module 'host_pools'"),
         ("error({})", 1, "the error is a table, not a message"),
         (
             "local s = {hooks = {all = print}}\nfunction s.setup()\n  return nothing.here\nend\nreturn s",
