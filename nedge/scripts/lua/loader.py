@@ -16,11 +16,11 @@ from nedge.core.status import (
     LAST_KEY,
     STATUS_BY_KEY,
     STATUS_TYPES,
-    Severity,
     StatusType,
     define_status,
 )
 from nedge.scripts.check import ALL, CATEGORIES, NTOPNG_HOOKS, Declaration
+from nedge.scripts.lua.bindings import SEVERITIES
 from nedge.scripts.lua.host import Host
 from nedge.scripts.lua.plugins import Plugin, find_plugins, find_scripts, plugin_of
 from nedge.scripts.lua.runtime import Runtime
@@ -38,15 +38,6 @@ _VALUES = (
     "prio",
     "three_way_handshake_ok",
 )
-_SEVERITIES: dict[str, Severity] = {
-    "notice": "notice",
-    "warning": "warning",
-    "error": "error",
-    "critical": "error",
-    "alert": "error",
-    "emergency": "error",
-}
-"""ntopng's, as ours; all others are info."""
 _MATCH_PACKET = b"getnDPIMatchPacket"
 _KEY_OF_TEXT = re.compile(r"\w+(\.\w+)+")
 
@@ -308,6 +299,6 @@ def _status(runtime: Runtime, definition: Any, key: int, path: Path) -> StatusTy
         key,
         name,
         _text(runtime, runtime.get(definition, "i18n_title")) or name,
-        severity=_SEVERITIES.get(level, "info"),
+        severity=SEVERITIES.get(level, "info"),
         description=_text(runtime, runtime.get(definition, "i18n_description")),
     )

@@ -205,6 +205,27 @@ def test_the_form_with_the_severity() -> None:
     assert (alerts(judged), judged.scores) == ([(27, {"a": 1})], (90, 7, 8))
 
 
+@pytest.mark.parametrize(
+    ("severity", "level"),
+    [("error", 1), ("emergency", 1), ("warning", 2), ("notice", 3), ("info", 3), ("none", 3)],
+)
+def test_the_severity_is_that_of_the_alert(severity: str, level: int) -> None:
+    judged = judge(f"""
+        alerts_api.trigger_status({M}.create(), alert_consts.alert_severities.{severity}, 7, 8, 90)
+        assert({M}.alert_severity == alert_consts.alert_severities.{severity})
+        """)
+    assert [alert["alert"]["severity"] for alert in judged.alerts] == [level]
+
+
+def test_the_severity_is_one_scripts_own() -> None:
+    call = f"{M}.create(), alert_consts.alert_severities.notice, 1, 1"
+    first = hook(f"alerts_api.trigger_status({call}, 5)")
+    judged, ran = run({"a.lua": first, "b.lua": hook(f"flow.triggerStatus({M}, 'x', 50)")}, ping())
+    assert [ran[key].last_error for key in "ab"] == ["", ""]
+    (alert,) = judged.alerts
+    assert (alert["nedge"]["script"], alert["alert"]["severity"]) == ("b", 1)
+
+
 # Alerts
 
 
