@@ -68,7 +68,7 @@ class LuaLoader:
             try:
                 if self._is_disabled(plugin):
                     why = "the plugin's manifest has disabled = true; skipped"
-                    problems.append(Problem(plugin.manifest(), 0, why, fatal=False))
+                    problems.append(Problem(plugin.root, 0, why, fatal=False))
                     broken += plugin.scripts()
                     continue
                 self._statuses[plugin] = self._read_statuses(plugin)

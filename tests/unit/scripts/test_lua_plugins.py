@@ -264,7 +264,7 @@ def test_a_plugin_may_be_switched_off(tmp_path: Path, name: str) -> None:
     off: Files = {name: "return {title = 'x', disabled = true}"}
     found, (note,) = load(tmp_path, plugin("odd_ports", off, *({"manifest.lua"} - {name})))
     assert found == []
-    assert (note.path.name, note.fatal) == (name, False)
+    assert (note.path.name, note.fatal) == ("odd_ports", False)
     assert "disabled = true" in note.message
 
 
