@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from nedge.core.status import StatusType
+from nedge.core.status import Severity, StatusType
 from nedge.scripts.api import Flow
 from nedge.scripts.budget import WATCH
 from nedge.scripts.fullinfo import basic_info
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 LINES_PER_SECOND = 20
 """What a script says beyond that, in one second of flow time, is left out."""
 
+SEVERITIES: dict[str, Severity] = {
+    "notice": "notice",
+    "warning": "warning",
+    "error": "error",
+    "critical": "error",
+    "alert": "error",
+    "emergency": "error",
+}
+"""ntopng's, as ours; all others are info."""
 _LEVELS = {b"error": 40, b"warning": 30, b"info": 20, b"debug": 10}
 _log = structlog.get_logger(__name__)
 
@@ -123,6 +132,7 @@ class Bindings:
             "setStatus": self._set_status,
             "clearStatus": self._clear_status,
             "triggerStatus": self._trigger_status,
+            "set_severity": self._set_severity,
             "overdue": WATCH.overdue,
             "memory_used": lambda: self.memory_used(),
             "say": self.say,
@@ -179,6 +189,12 @@ class Bindings:
         except (TypeError, ValueError, OverflowError) as error:
             return str(error).encode()
         return None
+
+    def _set_severity(self, key: int, severity: bytes) -> None:
+        """How bad the script's alerts about a status are, from now on."""
+        status, found = self._statuses.get(key), SEVERITIES.get(severity.decode(errors="replace"), "info")
+        if status is not None and status.severity != found:
+            self._statuses[key] = replace(status, severity=found)
 
     def _status(self, key: int) -> StatusType:
         status = self._statuses.get(key)

@@ -205,6 +205,16 @@ function flow.triggerStatus(...) host.trigger(3, ...) end
 -- Not measured here, but asked for.
 function flow.isTcpZeroWinAlert() return {} end
 
+-- Segments that came again, as a share of the packets of that direction: 0 to 1.
+local function came_again(name, packets)
+  return function()
+    local count, of = flow.getTCPStats()[name] or 0, flow[packets]()
+    return of > 0 and count / of or 0.0
+  end
+end
+flow.getClientRetrPercentage = came_again("cli2srv.retransmissions", "getPacketsSent")
+flow.getServerRetrPercentage = came_again("srv2cli.retransmissions", "getPacketsRcvd")
+
 -- ntop and interface
 
 local function always(value)
@@ -383,3 +393,4 @@ env.starts, env.ends = env.string.starts, env.string.ends
 
 env.user_scripts = host.require("user_scripts")
 env.alert_consts = host.require("alert_consts")
+env.alerts_api = host.require("alerts_api")

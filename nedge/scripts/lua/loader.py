@@ -11,8 +11,16 @@ from typing import Any
 from lupa.lua53 import lua_type
 
 from nedge.core.hooks import Hook
-from nedge.core.status import FIRST_USER_KEY, LAST_KEY, STATUS_BY_KEY, Severity, StatusType, define_status
+from nedge.core.status import (
+    FIRST_USER_KEY,
+    LAST_KEY,
+    STATUS_BY_KEY,
+    STATUS_TYPES,
+    StatusType,
+    define_status,
+)
 from nedge.scripts.check import ALL, CATEGORIES, NTOPNG_HOOKS, Declaration
+from nedge.scripts.lua.bindings import SEVERITIES
 from nedge.scripts.lua.host import Host
 from nedge.scripts.lua.plugins import Plugin, find_plugins, find_scripts, plugin_of
 from nedge.scripts.lua.runtime import Runtime
@@ -30,15 +38,6 @@ _VALUES = (
     "prio",
     "three_way_handshake_ok",
 )
-_SEVERITIES: dict[str, Severity] = {
-    "notice": "notice",
-    "warning": "warning",
-    "error": "error",
-    "critical": "error",
-    "alert": "error",
-    "emergency": "error",
-}
-"""ntopng's, as ours; all others are info."""
 _MATCH_PACKET = b"getnDPIMatchPacket"
 _KEY_OF_TEXT = re.compile(r"\w+(\.\w+)+")
 
@@ -51,6 +50,8 @@ class LuaLoader:
         self._plugins: dict[Path, Plugin] = {}
         """Script -> the plugin that it belongs to."""
         self._statuses: dict[Plugin, tuple[StatusType, ...]] = {}
+        self._given: dict[Path, int] = {}
+        """Status definition without a number -> the one that it got here."""
 
     def find(self, place: Path, problems: list[Problem]) -> list[Path]:
         """The Lua scripts in a directory, or the one that `place` is.
@@ -65,6 +66,11 @@ class LuaLoader:
         broken: list[Path] = []
         for plugin in plugins:
             try:
+                if self._is_disabled(plugin):
+                    why = "the plugin's manifest has disabled = true; skipped"
+                    problems.append(Problem(plugin.root, 0, why, fatal=False))
+                    broken += plugin.scripts()
+                    continue
                 self._statuses[plugin] = self._read_statuses(plugin)
             except ScriptError as error:
                 problems.append(Problem(error.path or plugin.root, error.line, error.message))
@@ -99,6 +105,17 @@ class LuaLoader:
 
     # Definitions of plugins
 
+    def _is_disabled(self, plugin: Plugin) -> bool:
+        """Whether a plugin's manifest switches it off. Raises ScriptError if it cannot be run."""
+        manifest = plugin.manifest()
+        if b"disabled" not in _read(manifest, b""):
+            return False
+        runtime = self._open(plugin.key, plugin)
+        try:
+            return runtime.get(_table(runtime.run(manifest), manifest), "disabled") is True
+        finally:
+            runtime.release()
+
     def _read_statuses(self, plugin: Plugin) -> tuple[StatusType, ...]:
         """The user statuses that a plugin defines. Raises ScriptError for what is wrong with a definition."""
         if not plugin.statuses():
@@ -113,17 +130,44 @@ class LuaLoader:
         """Make all definitions of a plugin known to a runtime; gives the user statuses."""
         locale = plugin.locale()
         if locale is not None:
-            runtime.add_texts(_table(runtime.run(locale), locale))
+            runtime.add_texts(_table(runtime.run(locale), locale), plugin.key)
         for path in plugin.alerts():
             runtime.define_alert(path.stem, _table(runtime.run(path), path))
         found: dict[int, StatusType] = {}
         for path in plugin.statuses():
             definition = _table(runtime.run(path), path)
-            status = _status(runtime, definition, path)
-            if status is not None and found.setdefault(status.status_key, status) is not status:
-                raise ScriptError(f"status {status.status_key} is defined twice", path=path)
-            runtime.define_status(path.stem, definition)
+            key = self._status_key(runtime, definition, path)
+            status = _status(runtime, definition, key, path)
+            if status is not None and found.setdefault(key, status) is not status:
+                raise ScriptError(f"status {key} is defined twice", path=path)
+            runtime.define_status(path.stem, key, definition)
         return tuple(found.values())
+
+    def _status_key(self, runtime: Runtime, definition: Any, path: Path) -> int:
+        """The number of a status. Raises ScriptError if it is none.
+
+        ntopng's definitions have them since the spring of 2020: older ones of its own types have its old
+        numbers, or none. Who has none gets one of the user's, the highest that is free.
+        """
+        built_in = STATUS_TYPES.get(path.stem)
+        key = runtime.get(definition, "status_key")
+        if key is None and built_in is not None:
+            return built_in.status_key
+        if key is None:
+            key = runtime.get(definition, "status_id")
+        if key is None and path not in self._given:
+            taken = {status.status_key for defined in self._statuses.values() for status in defined}
+            free = {*range(FIRST_USER_KEY, LAST_KEY + 1)} - taken - {*self._given.values()}
+            if not free:
+                raise ScriptError("has no status_key, and no number for users is left", path=path)
+            self._given[path] = max(free)
+        key = self._given[path] if key is None else key
+        if isinstance(key, float) and key.is_integer():
+            key = int(key)
+        if not isinstance(key, int) or isinstance(key, bool):
+            allowed = f"those of flow_keys, and {FIRST_USER_KEY} to {LAST_KEY} for users"
+            raise ScriptError(f"status_key: found {to_python(key)!r}; allowed are {allowed}", path=path)
+        return key
 
     # Scripts
 
@@ -169,10 +213,13 @@ class LuaLoader:
         )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, missing: bytes | None = None) -> bytes:
+    """A file's content. `missing`: what stands for a file that is not there."""
     try:
         return path.read_bytes()
     except OSError as error:
+        if missing is not None and isinstance(error, FileNotFoundError):
+            return missing
         raise ScriptError(f"cannot be read: {error.strerror}", path=path) from None
 
 
@@ -234,14 +281,9 @@ def _table(value: Any, path: Path) -> Any:
     return value
 
 
-def _status(runtime: Runtime, definition: Any, path: Path) -> StatusType | None:
+def _status(runtime: Runtime, definition: Any, key: int, path: Path) -> StatusType | None:
     """The user status of a status definition; None if it is one of ours, under its number and name."""
-    key, name = runtime.get(definition, "status_key"), path.stem
-    if isinstance(key, float) and key.is_integer():
-        key = int(key)
-    if not isinstance(key, int) or isinstance(key, bool):
-        allowed = f"those of flow_keys, and {FIRST_USER_KEY} to {LAST_KEY} for users"
-        raise ScriptError(f"status_key: found {to_python(key)!r}; allowed are {allowed}", path=path)
+    name = path.stem
     if not FIRST_USER_KEY <= key <= LAST_KEY:
         built_in = STATUS_BY_KEY.get(key)
         if built_in is not None and built_in.name == name:
@@ -257,6 +299,6 @@ def _status(runtime: Runtime, definition: Any, path: Path) -> StatusType | None:
         key,
         name,
         _text(runtime, runtime.get(definition, "i18n_title")) or name,
-        severity=_SEVERITIES.get(level, "info"),
+        severity=SEVERITIES.get(level, "info"),
         description=_text(runtime, runtime.get(definition, "i18n_description")),
     )

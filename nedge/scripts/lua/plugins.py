@@ -1,11 +1,11 @@
 """ntopng's plugin directories: where a plugin has its scripts, modules and definitions.
 
 blacklisted/
-  manifest.lua                       makes it a plugin (older: plugin.lua)
+  manifest.lua                       makes it a plugin (older: plugin.lua), and may switch it off
   user_scripts/flow/*.lua            scripts (other kinds of scripts are not for flows: left alone)
   status_definitions/status_*.lua    status types
   alert_definitions/alert_*.lua      alert types
-  locales/en.lua                     texts for i18n
+  locales/en.lua                     texts for i18n: `i18n("blacklisted.title")`
   modules/*.lua                      modules: `plugins_utils.loadModule("blacklisted", name)`
 """
 
@@ -29,6 +29,11 @@ class Plugin:
     @property
     def key(self) -> str:
         return self.root.name
+
+    def manifest(self) -> Path:
+        """What describes it, if it is there."""
+        path = self.root / "manifest.lua"
+        return path if path.is_file() else self.root / "plugin.lua"
 
     def scripts(self) -> list[Path]:
         """Its flow scripts."""

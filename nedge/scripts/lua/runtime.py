@@ -144,13 +144,13 @@ class Runtime:
         """Make a plugin's alert type known."""
         self._main[b"define_alert"](name.encode(), definition)
 
-    def define_status(self, name: str, definition: Any) -> None:
-        """Make a plugin's status type known."""
-        self._main[b"define_status"](name.encode(), definition)
+    def define_status(self, name: str, key: int, definition: Any) -> None:
+        """Make a plugin's status type known, by its name and number."""
+        self._main[b"define_status"](name.encode(), key, definition)
 
-    def add_texts(self, texts: Any) -> None:
-        """Make a locale's texts known."""
-        self._call("while reading the locale", self._main[b"add_texts"], texts)
+    def add_texts(self, texts: Any, prefix: str) -> None:
+        """Make a locale's texts known, by `prefix.key`."""
+        self._call("while reading the locale", self._main[b"add_texts"], texts, prefix.encode())
 
     def text(self, key: str) -> str | None:
         """A text of the locale."""

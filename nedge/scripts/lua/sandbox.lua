@@ -297,12 +297,12 @@ function main.add(source, name) load(source, "=" .. name, "t", env)(host) end
 
 function main.define_alert(name, definition) host.define_alert(name, definition) end
 
-function main.define_status(name, definition)
+function main.define_status(name, key, definition)
   host.require("flow_consts")
-  host.define_status(name, definition)
+  host.define_status(name, key, definition)
 end
 
-function main.add_texts(texts) host.add_texts(texts) end
+function main.add_texts(texts, prefix) host.add_texts(texts, prefix) end
 
 function main.text(key) return host.text(key) end
 

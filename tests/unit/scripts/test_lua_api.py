@@ -130,6 +130,23 @@ def test_has_risk_without_a_number_asks_for_any(packets: list[Packet], any_risk:
     assert kit.ask(packets, "flow.hasRisk()", "flowEnd") == [any_risk]
 
 
+def test_a_risk_by_ntopngs_name_for_it() -> None:
+    def has(name: str) -> str:
+        return f"flow.hasRisk(require('flow_risk_utils').risks.ndpi_{name})"
+
+    assert lua_kit.ask(RISKY, has("known_protocol_on_non_standard_port"), name="flowEnd") is True
+    assert lua_kit.ask(RISKY, has("tls_weak_cipher"), name="flowEnd") is False
+
+
+def test_shares_of_segments_that_came_again() -> None:
+    segment = Tcp(dport=9).handshake().client(b"x" * 50).packets
+    again = [segment[-1]._replace(time=segment[-1].time + n) for n in (1, 2)]
+    shares = "{flow.getClientRetrPercentage(), flow.getServerRetrPercentage()}"
+    # SYN, ACK, the segment, and the segment twice more; SYN+ACK
+    assert lua_kit.ask([*segment, *again], shares, name="flowEnd") == [0.4, 0]
+    assert lua_kit.ask(ping()[:1], shares, name="flowEnd") == [0, 0]
+
+
 def test_payloads_are_byte_exact() -> None:
     payload = bytes(range(256)) * 2
     head = b"GET /\xff HTTP/1.1\r\nHost: example.com\r\nX: "

@@ -12,16 +12,16 @@ from nedge.scripts.loader import load_scripts
 from nedge.scripts.script import Problem, Script
 
 Files = dict[str, str | bytes]
+OWN = ("status_definitions/status_odd_port.lua", "user_scripts/flow/odd_ports.lua")
+"""What the plugin below defines and runs."""
 
 PLUGIN: Files = {
     "manifest.lua": 'return {title = "Odd ports", description = "Tells", author = "us", dependencies = {}}',
     "locales/en.lua": """
         return {
-          odd_ports = {
-            title = "Odd port",
-            description = "Port %{port} of %{ server } is odd",
-            status = {title = "Odd port used"},
-          },
+          title = "Odd port",
+          description = "Port %{port} of %{ server } is odd",
+          status = {title = "Odd port used"},
         }
         """,
     "alert_definitions/alert_odd_port.lua": """
@@ -165,8 +165,6 @@ def definition(key: str, name: str = "status_odd_port", more: str = "") -> Files
         ("58", "status 58 is not the user's"),
         ("64", "status 64 is not the user's"),
         ("-1", "status -1 is not the user's"),
-        ("keys.ntopng.status_no_such", "status_key: found None"),
-        ("nil", "status_key: found None"),
         ("'59'", "status_key: found '59'"),
         ("59.5", "status_key: found 59.5"),
         ("true", "status_key: found True"),
@@ -183,6 +181,102 @@ def test_other_ids_are_an_error(tmp_path: Path, key: str, message: str) -> None:
 def test_user_ids(tmp_path: Path, key: str) -> None:
     (script,), problems = load(tmp_path, plugin("odd_ports", definition(key)))
     assert (problems, [status.name for status in script.statuses]) == ([], ["status_odd_port"])
+
+
+# Definitions of the first months of 2020 have other numbers, or none
+
+
+@pytest.mark.parametrize("key", ["nil", "keys.ntopng.status_no_such"])
+def test_a_status_without_a_number_gets_the_highest_that_is_free(tmp_path: Path, key: str) -> None:
+    taken = plugin("a", definition("63", "status_a") | {"user_scripts/flow/a.lua": hook("")}, *OWN)
+    first = plugin("b", definition(key, "status_b") | definition(key, "status_c"), OWN[0])
+    found, problems = load(tmp_path, taken | first)
+    assert problems == []
+    assert [(s.status_key, s.name) for script in found for s in script.statuses] == [
+        (63, "status_a"),
+        (62, "status_b"),
+        (61, "status_c"),
+    ]
+
+
+def test_a_status_without_a_number_works_as_any_other() -> None:
+    script = hook(
+        "local odd = status_types.status_odd_port flow.triggerStatus(odd.status_id, {a = 1}, 30, 20)"
+    )
+    judged, ran = run(plugin("odd_ports", definition("nil") | {OWN[1]: script}), ping())
+    assert ran["odd_ports"].last_error == ""
+    assert (judged.statuses, judged.scores) == (["status_odd_port"], (30, 20, 0))
+    assert judged.alerts[0]["alert"]["signature_id"] == 63
+
+
+def test_no_number_is_left(tmp_path: Path) -> None:
+    definitions = [definition("nil", f"status_{letter}") for letter in "abcdef"]
+    files = {path: text for each in definitions for path, text in each.items()}
+    wrong = problem(tmp_path, plugin("odd_ports", files, OWN[0]))
+    assert "no number for users is left" in wrong.message
+    assert wrong.path.name == "status_f.lua"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "key"),
+    [("status_odd_port", 62, 62), ("status_udp_unidirectional", 28, 26), ("status_blacklisted", "nil", 1)],
+)
+def test_old_numbers(name: str, old: object, key: int) -> None:
+    script = hook(f"flow.setStatus(status_types.{name}.status_key, 5)")
+    status = {f"status_definitions/{name}.lua": f"return {{status_id = {old}, i18n_title = 'x'}}"}
+    judged, ran = run(plugin("odd_ports", status | {OWN[1]: script}, *([OWN[0]] * (key != 62))), ping())
+    assert ran["odd_ports"].last_error == ""
+    assert [*judged.flow["nedge"]["statuses"]] == [str(key)]
+
+
+# What a type's create() gives
+
+
+@pytest.mark.parametrize("name", ["create", "builder", "creator"])
+@pytest.mark.parametrize("field", ["creator", "builder"])
+def test_the_type_of_alert_may_say_what_create_gives(name: str, field: str) -> None:
+    alert = f"""
+        local function make(severity, port) return {{alert_type_params = {{odd = port}}}} end
+        return {{alert_key = 1, i18n_title = "x", {field} = make}}
+        """
+    files = {
+        "alert_definitions/alert_odd_port.lua": alert,
+        **definition("59", more="alert_type = require('alert_consts').alert_types.alert_odd_port"),
+        OWN[1]: hook(f"flow.triggerStatus(status_types.status_odd_port.{name}(nil, 7), 10)"),
+    }
+    judged, ran = run(plugin("odd_ports", files), ping())
+    assert ran["odd_ports"].last_error == ""
+    assert (judged.statuses, judged.alerts[0]["nedge"]["info"]) == (["status_odd_port"], {"odd": 7})
+
+
+def test_text_as_what_create_gives() -> None:
+    create = "create = function(severity, ip) return {alert_type_params = ip} end"
+    script = hook("flow.triggerStatus(status_types.status_odd_port.create(nil, '192.0.2.1'), 10)")
+    judged, _ = run(plugin("odd_ports", definition("59", more=create) | {OWN[1]: script}), ping())
+    assert judged.alerts[0]["nedge"]["info"] == "192.0.2.1"
+
+
+# Manifests
+
+
+@pytest.mark.parametrize("name", ["manifest.lua", "plugin.lua"])
+def test_a_plugin_may_be_switched_off(tmp_path: Path, name: str) -> None:
+    off: Files = {name: "return {title = 'x', disabled = true}"}
+    found, (note,) = load(tmp_path, plugin("odd_ports", off, *({"manifest.lua"} - {name})))
+    assert found == []
+    assert (note.path.name, note.fatal) == ("odd_ports", False)
+    assert "disabled = true" in note.message
+
+
+@pytest.mark.parametrize("manifest", ["return {disabled = false}", "return {} -- not disabled", "-- nothing"])
+def test_a_plugin_is_on(tmp_path: Path, manifest: str) -> None:
+    found, problems = load(tmp_path, plugin("odd_ports", {"manifest.lua": manifest}))
+    assert (len(found), problems) == (1, [])
+
+
+def test_a_manifest_that_does_not_run(tmp_path: Path) -> None:
+    wrong = problem(tmp_path, plugin("odd_ports", {"manifest.lua": "return {disabled = no.such}"}))
+    assert (wrong.path.name, wrong.line) == ("manifest.lua", 1)
 
 
 def test_a_built_in_type_may_bring_its_own_definition() -> None:

@@ -360,7 +360,7 @@ def test_variables_live_on_between_calls_and_flows() -> None:
         ("local t = nil\nlocal x = t.field", 2, "attempt to index a nil value"),
         ("local function f()\n  error('inner')\nend\n\nf()", 2, "inner"),
         ("local x\nlocal m = require('no_such_module')", 2, "no_such_module"),
-        ("local m = require\n'mud_utils'", 1, "there is no module 'mud_utils'"),
+        ("local m = require\n'host_pools'", 1, "there is no module 'host_pools'"),
         ("error({})", 1, "the error is a table, not a message"),
         (
             "local s = {hooks = {all = print}}\nfunction s.setup()\n  return nothing.here\nend\nreturn s",
@@ -524,6 +524,14 @@ def test_lines_of_helpers_are_told_from_the_outside_in(capfd: pytest.CaptureFixt
             "table\ttable\ttable",
         ),
         ("require('flow_risk_utils').risk_id_2_i18n(1) ~= ''", "true"),
+        ("require('flow_risk_utils').risks.ndpi_binary_application_transfer", "4"),
+        ("require('flow_risk_utils').risks.ndpi_tls_missing_sni", "24"),
+        ("require('flow_risk_utils').risks_by_id[16]", "ndpi_suspicious_dga_domain"),
+        (
+            "require('mud_utils').isMUDRecordingEnabled(0), require('mud_utils').handleFlow(1, {}, 60)",
+            "false",
+        ),
+        ("require('discover_utils').devtype2id('printer')", "0"),
         ("require('ids_utils').computeScore({severity = 1})", "100\t100\t100"),
         ("require('flow_keys').ntopng.status_unexpected_dns_server", "33"),
         ("require('alert_creators').createAnything(nil, {a = 5}).alert_type_params.a", "5"),

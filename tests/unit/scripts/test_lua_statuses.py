@@ -122,6 +122,8 @@ def test_info_of_the_later_form(info: str, kept: Any) -> None:
         (f"{B}.create()", {}),
         (f"{B}.create('x', 'y')", {"1": "x", "2": "y"}),
         (f"{B}.create(nil, 'y')", {"2": "y"}),
+        (f"{B}.builder({{a = 1}})", {"a": 1}),
+        (f"{B}.creator({B}.alert_severity, {{a = 1}})", {"a": 1}),
     ],
 )
 def test_create_of_built_in_types(call: str, info: Any) -> None:
@@ -146,12 +148,82 @@ def test_parameters_of_known_creators_have_names(arguments: str, info: dict[str,
     assert alerts(judged) == [(32, info)]
 
 
+@pytest.mark.parametrize(
+    ("status", "arguments", "info"),
+    [
+        (
+            "blacklisted_country",
+            "'SE', nil, true, false",
+            {"cli_country": "SE", "cli_blacklisted": True, "srv_blacklisted": False},
+        ),
+        (
+            "tcp_severe_connection_issues",
+            "{a = 1}, 5, 7, true, false, true",
+            {
+                "tcp_stats": {"a": 1},
+                "cli2srv_pkts": 5,
+                "srv2cli_pkts": 7,
+                "is_severe": True,
+                "client_issues": False,
+                "server_issues": True,
+            },
+        ),
+        ("low_goodput", "12.5", {"goodput_ratio": 12.5}),
+        ("flow_risk", "14", {"risk_id": 14}),
+        ("elephant_local_to_remote", "10, 20", {"elephant.l2r_threshold": 10, "elephant.r2l_threshold": 20}),
+        (
+            "device_protocol_not_allowed",
+            "1, 2, 'cli', 7",
+            {
+                "cli.devtype": 1,
+                "srv.devtype": 2,
+                "devproto_forbidden_peer": "cli",
+                "devproto_forbidden_id": 7,
+            },
+        ),
+    ],
+)
+@pytest.mark.parametrize("severity", ["", "alert_consts.alert_severities.error, "])
+def test_names_of_what_create_is_given(
+    status: str, arguments: str, info: dict[str, Any], severity: str
+) -> None:
+    judged = judge(f"flow.triggerStatus(status_types.status_{status}.create({severity}{arguments}), 10)")
+    ((_, found),) = alerts(judged)
+    assert found == info
+
+
+def test_modules_may_be_used_without_asking() -> None:
+    judged = judge(f"alerts_api.trigger_status({M}.create(), alert_consts.alert_severities.error, 7, 8, 90)")
+    assert judged.scores == (90, 7, 8)
+
+
 def test_the_form_with_the_severity() -> None:
     judged = judge(f"""
         local alerts_api, severities = require "alerts_api", require("alert_consts").alert_severities
         alerts_api.trigger_status({M}.create({{a = 1}}), severities.error, 7, 8, 90)
         """)
     assert (alerts(judged), judged.scores) == ([(27, {"a": 1})], (90, 7, 8))
+
+
+@pytest.mark.parametrize(
+    ("severity", "level"),
+    [("error", 1), ("emergency", 1), ("warning", 2), ("notice", 3), ("info", 3), ("none", 3)],
+)
+def test_the_severity_is_that_of_the_alert(severity: str, level: int) -> None:
+    judged = judge(f"""
+        alerts_api.trigger_status({M}.create(), alert_consts.alert_severities.{severity}, 7, 8, 90)
+        assert({M}.alert_severity == alert_consts.alert_severities.{severity})
+        """)
+    assert [alert["alert"]["severity"] for alert in judged.alerts] == [level]
+
+
+def test_the_severity_is_one_scripts_own() -> None:
+    call = f"{M}.create(), alert_consts.alert_severities.notice, 1, 1"
+    first = hook(f"alerts_api.trigger_status({call}, 5)")
+    judged, ran = run({"a.lua": first, "b.lua": hook(f"flow.triggerStatus({M}, 'x', 50)")}, ping())
+    assert [ran[key].last_error for key in "ab"] == ["", ""]
+    (alert,) = judged.alerts
+    assert (alert["nedge"]["script"], alert["alert"]["severity"]) == ("b", 1)
 
 
 # Alerts

@@ -8,9 +8,16 @@ local flow_consts = {max_score = 1000, status_types = {}}
 local by_key = {}
 
 -- Names of what scripts of ntopng give to create(), where that is one table's worth of fields.
+local ISSUES = {"tcp_stats", "cli2srv_pkts", "srv2cli_pkts", "is_severe", "client_issues", "server_issues"}
 local PARAMETERS = {
+  status_blacklisted_country = {"cli_country", "srv_country", "cli_blacklisted", "srv_blacklisted"},
+  status_device_protocol_not_allowed = {"cli.devtype", "srv.devtype", "devproto_forbidden_peer", "devproto_forbidden_id"},
+  status_elephant_local_to_remote = {"elephant.l2r_threshold", "elephant.r2l_threshold"},
+  status_elephant_remote_to_local = {"elephant.l2r_threshold", "elephant.r2l_threshold"},
   status_flow_risk = {"risk_id"},
   status_low_goodput = {"goodput_ratio"},
+  status_tcp_connection_issues = ISSUES,
+  status_tcp_severe_connection_issues = ISSUES,
   status_unexpected_dhcp = {"client_ip", "server_ip"},
   status_unexpected_dns = {"client_ip", "server_ip"},
   status_unexpected_ntp = {"client_ip", "server_ip"},
@@ -37,6 +44,11 @@ local function creator(status, names)
   end
 end
 
+-- Names that create() had at one time or another.
+local function add_create(status, create)
+  status.create, status.creator, status.builder = create, create, create
+end
+
 for _, built_in in ipairs(host.options.statuses) do
   local status = {
     status_key = built_in.key,
@@ -46,26 +58,29 @@ for _, built_in in ipairs(host.options.statuses) do
     alert_severity = alert_consts.alert_severities[built_in.severity],
     alert_type = alert_consts.alert_types["alert_" .. built_in.alert_type],
   }
-  status.create = creator(status, PARAMETERS[built_in.name])
+  add_create(status, creator(status, PARAMETERS[built_in.name]))
   flow_consts.status_types[built_in.name] = status
   if not built_in.built_in or by_key[built_in.key] == nil then by_key[built_in.key] = status end
 end
 
--- For nedge: a status type that the script's plugin defines.
-function host.define_status(name, definition)
-  local create = definition.create or definition.creator
-  definition.status_id = definition.status_key
+-- For nedge: a status type that the script's plugin defines. What create() gives is up to it, or to its type of
+-- alert, or else to what is built in.
+function host.define_status(name, key, definition)
+  local alert_type = type(definition.alert_type) == "table" and definition.alert_type or {}
+  local create = definition.create or definition.creator or definition.builder
+  create = create or alert_type.creator or alert_type.builder
+  definition.status_key, definition.status_id = key, key
   if type(create) == "function" then
-    definition.create = function(...)
+    add_create(definition, function(...)
       local created = create(...)
       if type(created) == "table" then created.status_type = definition end
       return created
-    end
+    end)
   else
-    definition.create = creator(definition)
+    add_create(definition, creator(definition, PARAMETERS[name]))
   end
   flow_consts.status_types[name] = definition
-  by_key[definition.status_key] = definition
+  by_key[key] = definition
 end
 
 function flow_consts.getStatusInfo(key) return by_key[tonumber(key)] end
