@@ -23,7 +23,8 @@ _log = structlog.get_logger()
 class Unjudged:
     """The count, as sure as can be: what is on its way between rules and queues is not in it.
 
-    After a worker's death it may have a few too many, those that the worker got since the tick before.
+    After a worker's death it may have a few too many, those that the worker got since the tick before. Large
+    packets, which the kernel cuts up for the queue, hide as many as they have parts.
     """
 
     def __init__(self, sent: Callable[[], tuple[int, int]], queues: range) -> None:

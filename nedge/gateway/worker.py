@@ -44,6 +44,8 @@ SLICE, IDLE_SLICE = 16, 256
 """Flows whose timers run while a packet waits, or between packets: thousands may end in one second, and
 neither packets nor heartbeats wait for all of them."""
 BEAT = 0.25
+OBSERVED = 20
+"""Packets between two heartbeats that are looked at for their direction: each costs as much as a decided one."""
 PAUSE = 0.001
 """Between two slices of an answer, when packets come."""
 
@@ -191,13 +193,23 @@ class Worker:
         """Find out from the traffic whether LAN and WAN are swapped. lan_ports: interface indexes."""
         orientation = Orientation(lan_ports, lambda ip: self.engine.hosts.directory.is_local(ip))
 
+        left = 0
+
         def observe(data: bytes, in_port: int) -> None:
+            nonlocal left
             orientation.see(data, in_port)
-            if orientation.done:
+            left -= 1
+            if not left or orientation.done:
                 self.queue.observer = None
 
+        def observe_some() -> None:
+            nonlocal left
+            if not orientation.done:
+                left = OBSERVED
+                self.queue.observer = observe
+
         self._orientation = orientation
-        self.queue.observer = observe
+        self.every(BEAT, observe_some)
 
     def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
         """Call `ready` from the loop whenever `fileobj` is readable."""
