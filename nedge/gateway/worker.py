@@ -45,7 +45,7 @@ SLICE, IDLE_SLICE = 16, 256
 neither packets nor heartbeats wait for all of them."""
 BEAT = 0.25
 OBSERVED = 20
-"""Packets between two heartbeats that are looked at for their direction: each costs as much as a decided one."""
+"""Packets between two heartbeats that are looked at for their direction: it costs as much as a verdict."""
 PAUSE = 0.001
 """Between two slices of an answer, when packets come."""
 
