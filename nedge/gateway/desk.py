@@ -70,6 +70,8 @@ class Desk:
         self.marks = marks
         self.let_go: Callable[[str], bool] = lambda target: False  # noqa: ARG005
         """Have the kernel let a host out of quarantine, or all of a network. Says whether any was in."""
+        self.totals: Callable[[], Message] = supervisor.totals
+        """All counters that there are; the workers' alone, unless told otherwise."""
         self._supervisor = supervisor
         self._server = server
         self._orders = orders
@@ -146,7 +148,7 @@ class Desk:
             case Reload():
                 self._reloading.ask(client)
 
-    def counters(self) -> dict[str, int]:
+    def figures(self) -> dict[str, int]:
         """What the control API itself counted."""
         return {f"control_{name}": count for name, count in self._server.counters.items()} | {
             "control_unanswered": self._questions.unanswered,
@@ -157,7 +159,13 @@ class Desk:
     def _status(self, question: Question) -> None:
         assert question.client is not None
         summary = summarize(
-            self.config, self._supervisor, self.marks, self._rates, question.results, question.silent
+            self.config,
+            self._supervisor,
+            self.totals(),
+            self.marks,
+            self._rates,
+            question.results,
+            question.silent,
         )
         now = time.time()
         question.client.done(
@@ -167,7 +175,7 @@ class Desk:
                 "reloads": self._reloading.count,
             }
             | summary
-            | {"orders": len(self._orders.book), "control": self.counters(), "silent": question.silent}
+            | {"orders": len(self._orders.book), "control": self.figures(), "silent": question.silent}
         )
 
     def _flow(self, text: str) -> tuple[int, int]:
