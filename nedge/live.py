@@ -19,15 +19,15 @@ from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
 from nedge.core.events import Sink
 from nedge.core.facts import Classifier
+from nedge.core.flow import FLOWS_PER_WORKER
 from nedge.export.outlet import Outlet
 from nedge.lists import job
 from nedge.lists.loading import load_lists
 from nedge.scripts import budget
 from nedge.scripts.script import Script
 
-_FLOWS_PER_WORKER = 1 << 32
 _WORKERS = 1 << 21
-"""Flow numbers have 53 bits, all that JSON readers hold: those of the worker, and then a count."""
+"""Ids of flows have 53 bits, all that JSON readers hold: those of the worker, and then a count."""
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ def live(config: Config, writer: socket.socket) -> Iterator[Live]:
         outlets.append(Outlet(writer, classifier, wanted=wants_events(config)))
         return outlets[0]
 
-    first = secrets.randbelow(_WORKERS) * _FLOWS_PER_WORKER + 1
+    first = secrets.randbelow(_WORKERS) * FLOWS_PER_WORKER + 1
     with budget.enforced():
         assembly = assemble(config, sink_for, load_lists, first)
         try:

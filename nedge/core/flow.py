@@ -54,6 +54,10 @@ class Share(IntEnum):
     """It passes what the server sends; what the client sends with a payload still comes up."""
 
 
+FLOWS_PER_WORKER = 1 << 32
+"""The ids of a worker's flows begin behind a multiple of this, and are unique across workers and restarts."""
+
+
 class EndReason(IntEnum):
     """Why a flow ended."""
 

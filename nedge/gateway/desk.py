@@ -49,7 +49,8 @@ FLOW_ORDER_SECONDS = 86400.0
 ORDER_COLUMNS = ("id", "word", "kind", "target", "key", "until", "made", "by", "reason")
 _TURN_SECONDS = 1.0
 _NOBODY = "no worker answers; is one just starting? The gateway's log says more"
-_FLOW_ID = re.compile(r"(\d{1,9})-(\d{1,18})")
+_FLOW_ID = re.compile(r"(\d{1,9})-(\d{1,18})|\d{10,16}")
+"""WORKER-NUMBER, as `nedge flows` has it, or the `flow_id` of events and history."""
 
 log = structlog.get_logger()
 
@@ -131,9 +132,9 @@ class Desk:
             case Scripts():
                 self._questions.ask(client, {"what": "scripts"}, _listed)
             case Explain():
-                worker, number = self._flow(request.flow)
+                workers, number = self._flow(request.flow)
                 question = {"what": "explain", "flow": number}
-                self._questions.ask(client, question, lambda q: _told(q, request.flow), [worker])
+                self._questions.ask(client, question, lambda q: _told(q, request.flow), workers)
             case Give():
                 self._with_target(client, request.target, lambda order: self._give(client, request, order))
             case Orders():
@@ -178,16 +179,20 @@ class Desk:
             | {"orders": len(self._orders.book), "control": self.figures(), "silent": question.silent}
         )
 
-    def _flow(self, text: str) -> tuple[int, int]:
-        """A flow's id as the worker that has it, and its number there."""
+    def _flow(self, text: str) -> tuple[list[int] | None, int]:
+        """A flow's id as the worker that has it (None: any may), and its number there."""
         match = _FLOW_ID.fullmatch(text)
         if not match:
             raise ControlError(
-                Kind.USAGE, f"flow: found {text!r}; allowed is a flow's id, such as 0-17 (see nedge flows)"
+                Kind.USAGE,
+                f"flow: found {text!r}; allowed is a flow's id, such as 0-17 (see nedge flows), or "
+                "the flow_id of an event",
             )
+        if not match[1]:
+            return None, int(text)
         for worker in self._supervisor.workers:
             if worker.serial == int(match[1]):
-                return worker.number, int(match[2])
+                return [worker.number], int(match[2])
         raise ControlError(Kind.FAILED, f"there is no flow {text}: the worker that had it has been replaced")
 
     # Orders
@@ -201,7 +206,7 @@ class Desk:
                 raise ControlError(Kind.USAGE, f"target: {error}") from None
             then(Order(id=0, word=Operator.NONE, kind=kind, target=target))
             return
-        worker, number = self._flow(text)
+        workers, number = self._flow(text)
 
         def found(question: Question) -> None:
             key = bytes.fromhex(_only(question, "key") or "")
@@ -213,7 +218,7 @@ class Desk:
             except ControlError as error:
                 client.refuse(error.kind, str(error))
 
-        self._questions.ask(client, {"what": "key", "flow": number}, found, [worker])
+        self._questions.ask(client, {"what": "key", "flow": number}, found, workers)
 
     def _give(self, client: Client, request: Give, draft: Order) -> None:
         book, now = self._orders.book, time.time()
@@ -327,8 +332,8 @@ def _told(question: Question, flow: str) -> None:
 
 
 def _only(question: Question, name: str) -> Any:
-    """What the one worker that was asked said."""
-    return next((result.get(name) for result in question.results.values()), None)
+    """What the one worker said that had something to say."""
+    return next((result[name] for result in question.results.values() if name in result), None)
 
 
 def _no_flow(question: Question, flow: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nedge.control.protocol import MAX_TEXT, ControlError, Filter, Flows, FlowSort, Hosts, Kind
 from nedge.core.engine import Engine
-from nedge.core.flow import Flow
+from nedge.core.flow import FLOWS_PER_WORKER, Flow
 from nedge.core.hosts import Host
 from nedge.core.lists import DomainSet
 from nedge.core.orders import Cover, Order, TargetError, parse_target
@@ -84,8 +84,8 @@ def flow_row(flow: Flow, worker: int) -> Row:
 
 
 def flow_id(flow: Flow, worker: int) -> str:
-    """`WORKER-NUMBER`: unique as long as the gateway runs."""
-    return f"{worker}-{flow.id}"
+    """`WORKER-NUMBER`: unique as long as the gateway runs, and short; events have `Flow.id`."""
+    return f"{worker}-{flow.id % FLOWS_PER_WORKER}"
 
 
 def list_flows(

@@ -252,6 +252,19 @@ def test_explain(office: Office) -> None:
     assert office.result(command="explain", flow="1-1")["kernel"] is None
 
 
+def test_explain_what_an_event_named(office: Office) -> None:
+    for number, worker in enumerate(office.workers):
+        for flow in worker.bench.engine.table.walk():
+            flow.id += (number + 7) << 32
+    event = (8 << 32) + 1
+    story = office.result(command="explain", flow=str(event))
+    assert story["flow"]["id"] == "1-1"
+    assert story["flow"]["id"] in {flow["id"] for flow in office.records(command="flows")}
+    assert office.error(command="explain", flow=str(event + 50))[0] == "failed"
+    (order,) = [office.result(command="block", target=str(event))["order"]]
+    assert order["kind"] == "flow"
+
+
 @pytest.mark.parametrize(
     ("flow", "kind", "said"),
     [
