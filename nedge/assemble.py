@@ -18,6 +18,7 @@ from nedge.core.facts import Classifier
 from nedge.core.hosts import AsnLookup, CountryLookup, Directory
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.limits import Limits
+from nedge.core.lists import NetworkSet
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
@@ -227,6 +228,12 @@ def allowed_networks(config: Config, load: Loader = read_lists) -> list[str]:
     lists = config.lists
     allowed = load(Lists(allow_hosts=lists.allow_hosts, cache_directory=lists.cache_directory)).allow_hosts
     return [*config.network.own_addresses, *map(str, allowed.networks())]
+
+
+def dropped_networks(config: Config, load: Loader = read_lists) -> NetworkSet:
+    """Networks that the kernel cuts off by itself. Raises ConfigError for an unreadable list."""
+    lists = config.lists
+    return load(Lists(drop_hosts=lists.drop_hosts, cache_directory=lists.cache_directory)).drop_hosts
 
 
 def open_databases(config: Config) -> Databases:

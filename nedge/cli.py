@@ -145,7 +145,7 @@ def replay(
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
-    from nedge.assemble import allowed_networks
+    from nedge.assemble import allowed_networks, dropped_networks
     from nedge.dpi.selftest import check as check_dpi
     from nedge.gateway.run import Parts
     from nedge.gateway.run import run as run_gateway
@@ -157,7 +157,8 @@ def run(config: ConfigOption = None) -> None:
     rehearse(settings)
     tame_garbage_collector()
     exempt = partial(allowed_networks, load=load_lists)
-    parts = Parts(live, exempt, partial(reread, config) if config else None)
+    listed = partial(dropped_networks, load=load_lists)
+    parts = Parts(live, exempt, listed, partial(reread, config) if config else None)
     sys.exit(run_gateway(settings, parts))
 
 

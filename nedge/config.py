@@ -248,6 +248,9 @@ class Lists(_Section):
 
     malware_hosts: list[Source] = []
     """Addresses and networks. A flow with one of them at either end is blacklisted."""
+    drop_hosts: list[Source] = []
+    """Addresses and networks that the kernel cuts off by itself: no script is asked, no flow recorded; its
+    packets are counted (`listed_packets`). What is allowed or unblocked passes all the same."""
     malware_domains: list[Source] = []
     """Domains, each with what is below it. A flow that asks for one is blacklisted."""
     malware_fingerprints: list[Source] = []

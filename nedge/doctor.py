@@ -27,6 +27,7 @@ from nedge.kernel import survey
 from nedge.kernel.errors import KernelError
 from nedge.kernel.frames import FrameRules, Vlans
 from nedge.kernel.links import Link, links
+from nedge.kernel.listed import Listed, cut_rules
 from nedge.kernel.probe import examine, missing_capabilities
 from nedge.kernel.problem import Check, Problem
 from nedge.kernel.quarantine import Quarantine
@@ -256,7 +257,8 @@ def gateway_now(config: Config, found: dict[str, Link]) -> Iterator[Check]:
 
 def _rules_in_place(config: Config, marks: states.Section | None) -> list[Problem]:
     gateway = config.gateway
-    quarantined = gateway.mode == "inline" and config.verdict.host_drop_score
+    listed = gateway.mode == "inline" and config.lists.drop_hosts
+    quarantine = listed or (gateway.mode == "inline" and config.verdict.host_drop_score)
     rules = RuleSet(
         gateway.bridge,
         tuple(gateway.lan),
@@ -265,7 +267,9 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
         bypass=gateway.fail == "open",
         queues=gateway.workers or os.cpu_count() or 1,
         marks=Marks(gateway.mark_mask, marks["generation"]) if marks else None,
-        cuts=Quarantine(gateway.bridge).rules() if quarantined else {},
+        cuts=cut_rules(
+            Quarantine(gateway.bridge) if quarantine else None, Listed(gateway.bridge) if listed else None
+        ),
     )
     frames = FrameRules(
         gateway.bridge,

@@ -10,12 +10,9 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import (
-    IPv4Address,
     IPv4Network,
-    IPv6Address,
     IPv6Network,
     ip_network,
-    summarize_address_range,
 )
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, Literal, NamedTuple
@@ -85,11 +82,22 @@ class NetworkSet:
 
     def networks(self) -> Iterator[Network]:
         """The fewest networks that cover exactly the set."""
-        for first4, last4 in zip(*self._v4, strict=True):
-            yield from summarize_address_range(IPv4Address(first4), IPv4Address(last4))
-        for upper, lower, last_upper, last_lower in zip(*self._v6, strict=True):
-            first, last = upper * _HALF + lower, last_upper * _HALF + last_lower
-            yield from summarize_address_range(IPv6Address(first), IPv6Address(last))
+        yield from map(IPv4Network, self.blocks(4))
+        yield from map(IPv6Network, self.blocks(6))
+
+    def blocks(self, version: int) -> Iterator[tuple[int, int]]:
+        """The networks of one version as address and prefix length."""
+        if version == 4:
+            for first, last in zip(*self._v4, strict=True):
+                yield from _blocks(first, last, 32)
+        else:
+            for upper, lower, last_upper, last_lower in zip(*self._v6, strict=True):
+                yield from _blocks(upper * _HALF + lower, last_upper * _HALF + last_lower, 128)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NetworkSet) and self._buffer == other._buffer
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __contains__(self, ip: object) -> bool:
         """Whether an address, in text form, is in the set."""
@@ -106,6 +114,14 @@ class NetworkSet:
         end = bisect_right(first, upper)
         at = bisect_right(first_lower, lower, bisect_left(first, upper, 0, end), end) - 1
         return at >= 0 and (last[at], last_lower[at]) >= (upper, lower)
+
+
+def _blocks(first: int, last: int, bits: int) -> Iterator[tuple[int, int]]:
+    """The fewest networks from one address to another."""
+    while first <= last:
+        size = min(first & -first or 1 << bits, 1 << (last - first + 1).bit_length() - 1)
+        yield first, bits - size.bit_length() + 1
+        first += size
 
 
 def _columns(view: memoryview, code: Literal["I", "Q"], count: int, length: int) -> list[Sequence[int]]:

@@ -32,6 +32,17 @@ _COUNTERS = {
     "quarantines": ("nedge_quarantines", "Hosts that were put in quarantine."),
 }
 """Figure of a worker -> its metric."""
+_GATEWAY = {
+    "unjudged_packets": (
+        "nedge_unjudged_packets",
+        "Packets that no worker judged: a queue was full, or nobody there.",
+    ),
+    "listed_packets": ("nedge_listed_packets", "Packets of listed networks that the kernel cut off."),
+    "rules_restored": ("nedge_rules_restored", "Times that rules were put back which others took out."),
+    "bridge_restored": ("nedge_bridge_restored", "Ports and settings that were put back."),
+    "restore_failures": ("nedge_restore_failures", "Things that could not be put back when it was tried."),
+}
+"""Figure of the gateway -> its metric."""
 _GAUGES = {
     "live_flows": ("nedge_live_flows", "Flows that are live now."),
     "live_hosts": ("nedge_live_hosts", "Hosts that are known now."),
@@ -113,6 +124,8 @@ class _Collector:
         yield _single(GaugeMetricFamily, "nedge_start_time_seconds", "When it began.", snapshot.started)
         restarts = "Workers that had to be replaced."
         yield _single(CounterMetricFamily, "nedge_worker_restarts", restarts, snapshot.restarts)
+        for figure, (name, text) in _GATEWAY.items():
+            yield _single(CounterMetricFamily, name, text, snapshot.counters.get(figure, 0))
         yield from _health(workers)
         yield from _processes(snapshot)
         yield from _traffic(workers)

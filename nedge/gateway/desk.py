@@ -71,6 +71,8 @@ class Desk:
         self.marks = marks
         self.let_go: Callable[[str], bool] = lambda target: False  # noqa: ARG005
         """Have the kernel let a host out of quarantine, or all of a network. Says whether any was in."""
+        self.orders_changed: Callable[[], None] = lambda: None
+        """Told after orders on hosts or networks have come or gone."""
         self.totals: Callable[[], Message] = supervisor.totals
         """All counters that there are; the workers' alone, unless told otherwise."""
         self._supervisor = supervisor
@@ -239,8 +241,10 @@ class Desk:
         warning = self._orders.store()
         told = order_message(order)
         log.info("order_given", **told)
-        if order.word is Operator.UNBLOCK and order.kind in (Target.HOST, Target.NETWORK):
-            self.let_go(order.target)
+        if order.kind in (Target.HOST, Target.NETWORK):
+            if order.word is Operator.UNBLOCK:
+                self.let_go(order.target)
+            self.orders_changed()
 
         def obeyed(question: Question) -> None:
             client.done({"order": told} | _changed(question, warning))
@@ -277,6 +281,8 @@ class Desk:
         warning = self._orders.store()
         told = order_message(order)
         log.info("order_forgotten", **told | {"forgotten_by": str(client.peer)})
+        if order.kind in (Target.HOST, Target.NETWORK):
+            self.orders_changed()
 
         def obeyed(question: Question) -> None:
             client.done({"order": told} | _changed(question, warning))
@@ -292,6 +298,7 @@ class Desk:
             self._questions.ask(None, {"what": "forget", "order": order.id}, lambda question: None)  # noqa: ARG005
         if over:
             self._orders.store()
+            self.orders_changed()
 
     def _release(self, client: Client, text: str) -> None:
         try:

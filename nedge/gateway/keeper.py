@@ -1,4 +1,4 @@
-"""Keeps in the kernel what belongs there while the gateway runs: rules, bridge, hosts in quarantine.
+"""Keeps in the kernel what belongs there while the gateway runs: rules, bridge, hosts that are cut off.
 
 Others flush rules, reset sysctls and take ports away: firewall scripts, container engines, a cable pulled.
 What they changed is put back: rules at once where the kernel tells of changes (nf_tables), all else within
@@ -10,15 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address, ip_network
 
 import structlog
 
+from nedge.core.lists import NetworkSet
 from nedge.core.marks import Marks
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.errors import KernelError
 from nedge.kernel.frames import SECTION as FRAMES
 from nedge.kernel.frames import FrameRules, forget_frames
+from nedge.kernel.listed import Listed, cut_rules, sweep_listed
 from nedge.kernel.nft import RuleNews
 from nedge.kernel.quarantine import Quarantine, sweep
 from nedge.kernel.rules import RuleSet
@@ -26,9 +29,12 @@ from nedge.kernel.state import State
 
 CHECK_SECONDS = 5.0
 SECTION = "quarantine"
-"""Of the state: there are sets."""
+LISTED = "listed"
+"""Of the state: there are sets of either."""
 _LONGER = 2.0
 """Seconds that the kernel holds a host in quarantine longer than workers, who have to pardon it first."""
+_FILLING = 0.02
+"""Seconds of work on listed networks at a time."""
 _PAUSE = 0.2
 """Seconds between checks, however much others change."""
 
@@ -43,12 +49,14 @@ class Keeper:
         self.frames = frames
         self.bridge = bridge
         self.quarantine: Quarantine | None = None
+        self.listed: Listed | None = None
         self._state = state
         self._news: RuleNews | None = None
         self._next_check = 0.0
         self._changed = False
         self._watching = False
         self._installs = 0
+        self._listed_before = self._listed_now = 0
         self.rules_restored = 0
         self.bridge_restored = 0
         self.failures = 0
@@ -56,11 +64,16 @@ class Keeper:
 
     # At the start, at a reload, at the end
 
-    def enforce(self, marks: Marks | None, exempt: Sequence[str] | None) -> None:
+    def enforce(
+        self, marks: Marks | None, exempt: Sequence[str] | None, listed: NetworkSet | None = None
+    ) -> None:
         """Put the rules in, in place of those there are, without a gap. Raises KernelError.
 
-        exempt: networks that quarantine never cuts; None: no host is put in quarantine.
+        exempt: networks that are never cut; None: no host is put in quarantine, or listed.
+        listed: networks that are cut; the first are in force on return, newer ones within seconds.
         """
+        if listed is not None:
+            self._list(listed)
         unwanted = self.quarantine if exempt is None else None
         if exempt is not None:
             if self.quarantine is None:
@@ -68,30 +81,59 @@ class Keeper:
                 self.quarantine = Quarantine(self.rules.bridge)
                 self.quarantine.open()
             self.quarantine.allow(exempt)
-        cuts = self.quarantine.rules() if self.quarantine and not unwanted else {}
+        quarantine = None if exempt is None else self.quarantine
+        cuts = cut_rules(quarantine, None if listed is None else self.listed)
         self.rules = replace(self.rules, marks=marks, cuts=cuts)
         if self._state.get(FRAMES) is None or not self.frames.installed():
             self.frames.install(self._state)
         self._install_rules()
+        if listed is None:
+            self._unlist()
         if unwanted:
             self._end_quarantine()
         elif exempt is None and self._state.get(SECTION) is not None:  # a crash left it
             forget_quarantine(self._state)
 
+    def _list(self, networks: NetworkSet) -> None:
+        if self.listed is None:
+            self._state.put(LISTED, {})
+            self.listed = Listed(self.rules.bridge)
+            self.listed.open()
+            self.listed.take(networks)
+            while self.listed.step():
+                pass
+        else:
+            self.listed.take(networks)
+
+    def spare(self, exempt: Sequence[str] | None) -> None:
+        """From now on these are never cut, and no others."""
+        if self.quarantine is not None and exempt is not None:
+            quarantine = self.quarantine
+            self._try(lambda: quarantine.allow(exempt))
+
     def _install_rules(self) -> None:
         self._installs += 1
+        self._listed_before, self._listed_now = self._listed_before + self._listed_now, 0
         self.rules.install()
 
     def sent(self) -> tuple[int, int]:
         """For `Unjudged`: the packets that the rules sent to the queues, and how often they were put in."""
-        return self.rules.queued(), self._installs
+        queued, self._listed_now = self.rules.counts(
+            " -j NFQUEUE ", f"--match-set nedge-{self.rules.bridge}-d"
+        )
+        return queued, self._installs
 
     def release(self) -> None:
         """Take out rules and quarantine. Raises KernelError."""
         self._watching = False
         self.rules.remove()
         forget_frames(self._state)
+        self._unlist()
         self._end_quarantine()
+
+    def _unlist(self) -> None:
+        self.listed = None
+        forget_listed(self._state)
 
     def _end_quarantine(self) -> None:
         if self.quarantine is not None:
@@ -121,10 +163,16 @@ class Keeper:
         now = time.monotonic()
         if not self._watching:
             return
+        if self.listed is not None:
+            self._try(partial(self._fill, self.listed, now + _FILLING))
         if now >= self._next_check or (self._changed and now >= self._next_check - CHECK_SECONDS + _PAUSE):
             self._changed = False
             self._next_check = now + CHECK_SECONDS
             self.check()
+
+    def _fill(self, listed: Listed, until: float) -> None:
+        while listed.step() and time.monotonic() < until:
+            pass
 
     def check(self) -> None:
         """Put back what others changed."""
@@ -134,6 +182,8 @@ class Keeper:
     def _check_rules(self) -> None:
         if self.quarantine is not None:
             self.quarantine.check()
+        if self.listed is not None and not self.listed.check():
+            log.warning("listed_networks_restored", why="somebody took them out of the kernel's set")
         rules, frames = self.rules.installed(), self.frames.installed()
         if rules and frames:
             return
@@ -182,6 +232,7 @@ class Keeper:
             "rules_restored": self.rules_restored,
             "bridge_restored": self.bridge_restored,
             "restore_failures": self.failures + (quarantine.failures if quarantine else 0),
+            "listed_packets": self._listed_before + self._listed_now,
             "quarantined_hosts": len(quarantine.hosts()) if quarantine else 0,
         }
 
@@ -191,3 +242,10 @@ def forget_quarantine(state: State) -> None:
     if state.get(SECTION) is not None:
         sweep(state.bridge)
         state.drop(SECTION)
+
+
+def forget_listed(state: State) -> None:
+    """Remove the sets of listed networks; the rules that refer to them are gone."""
+    if state.get(LISTED) is not None:
+        sweep_listed(state.bridge)
+        state.drop(LISTED)

@@ -20,13 +20,15 @@ import structlog
 
 from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
+from nedge.core.lists import NetworkSet
 from nedge.core.marks import Marks
-from nedge.core.orders import OrderBook
+from nedge.core.orders import Kind, OrderBook
+from nedge.core.verdict import Operator
 from nedge.export.outlet import Outlet
 from nedge.gateway.control import ControlServer
 from nedge.gateway.desk import Desk
 from nedge.gateway.exporting import ExporterProcess
-from nedge.gateway.keeper import Keeper, forget_quarantine
+from nedge.gateway.keeper import Keeper, forget_listed, forget_quarantine
 from nedge.gateway.latency import Latency
 from nedge.gateway.link import Link, Message
 from nedge.gateway.notify import Notifier
@@ -90,7 +92,9 @@ class Parts:
 
     make_judging: JudgingMaker
     exempt: Callable[[Config], list[str]] = lambda _: []
-    """The networks and addresses that are never put in quarantine."""
+    """The networks and addresses that are never cut off."""
+    listed: Callable[[Config], NetworkSet] = lambda _: NetworkSet()
+    """Those that the kernel cuts off by itself."""
     reread: Callable[[], Config] | None = None
     """Reads the configuration again, and checks all of it, when SIGHUP comes; raises ValueError or the like
     if it cannot be used: then the old one stays. None: there is nothing to read."""
@@ -192,7 +196,8 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     )
     keeper = Keeper(rules, frames, bridge, state)
     put_back(keeper.release)
-    keeper.enforce(marks, exempt(config, parts))  # in place of what a crash left, without a gap
+    # In place of what a crash left, without a gap.
+    keeper.enforce(marks, exempt(config, parts, orders.book), listed(config, parts))
     unjudged = Unjudged(keeper.sent, range(gateway.queue, gateway.queue + count))
     unjudged.look()
     bridge.open()
@@ -213,6 +218,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     reloading = Reloading(supervisor, signals)
     desk = Desk(config, marks, supervisor, server, orders, reloading)
     desk.let_go, desk.totals = keeper.let_go, totals
+    desk.orders_changed = partial(spare, keeper, desk, parts, orders.book)
     tell_manager(manager, supervisor, gateway.mode, count)
 
     log.info(
@@ -259,7 +265,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         supervisor.renew(partial(work, config, make, marks, fail_open, orders.book), renewed, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         unjudged.look()
-        keeper.enforce(marks, exempt(config, parts))
+        keeper.enforce(marks, exempt(config, parts, orders.book), listed(config, parts))
         unjudged.look()
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)
@@ -294,11 +300,25 @@ def how_it_is(supervisor: Supervisor, mode: str, count: int) -> str:
     )
 
 
-def exempt(config: Config, parts: Parts) -> list[str] | None:
-    """Whom quarantine never cuts; None: nobody is put in quarantine."""
-    if config.gateway.mode == "monitor" or not config.verdict.host_drop_score:
+def exempt(config: Config, parts: Parts, orders: OrderBook) -> list[str] | None:
+    """Who is never cut off; None: nobody is."""
+    if config.gateway.mode == "monitor" or not (config.verdict.host_drop_score or config.lists.drop_hosts):
         return None
-    return parts.exempt(config)
+    kinds = (Kind.HOST, Kind.NETWORK)
+    unblocked = [one.target for one in orders if one.word is Operator.UNBLOCK and one.kind in kinds]
+    return parts.exempt(config) + unblocked
+
+
+def spare(keeper: Keeper, desk: Desk, parts: Parts, orders: OrderBook) -> None:
+    """Orders have changed: who is unblocked is not cut off."""
+    keeper.spare(exempt(desk.config, parts, orders))
+
+
+def listed(config: Config, parts: Parts) -> NetworkSet | None:
+    """Who is cut off by the kernel itself; None: there is no such list."""
+    if config.gateway.mode == "monitor" or not config.lists.drop_hosts:
+        return None
+    return parts.listed(config)
 
 
 def reopen(exporter: ExporterProcess, signals: StopSignals) -> None:
@@ -449,6 +469,7 @@ def clear_abandoned(but: str) -> None:
         log.warning("leftovers_removed", bridge=state.bridge)
         rulesets.sweep(state.bridge, state)
         forget_quarantine(state)
+        forget_listed(state)
         forget_frames(state)
         bridges.undo(state)
         state.drop(MARKS)

@@ -18,7 +18,7 @@ import errno
 import math
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from pyroute2 import IPSet
 from pyroute2.netlink.exceptions import NetlinkError
 
-from nedge.kernel.errors import KernelError
+from nedge.kernel.ipsets import errors, is_error, remove_sets, set_size
 from nedge.kernel.rules import FAMILIES, Family
 
 LONGEST = 2_147_483.0
@@ -37,7 +37,6 @@ _SLACK = 2.0
 """Seconds by which the kernel may be ahead of the book in letting an address go."""
 
 _VERSIONS: dict[Family, int] = {"ip": 4, "ip6": 6}
-_LIST_HEADER = 4  # IPSET_FLAG_LIST_HEADER
 _NOT_IN_SET = 4103  # IPSET_ERR_EXIST
 
 
@@ -88,7 +87,7 @@ class Quarantine:
 
     def open(self) -> None:
         """Make the sets, or take over with their content those that a crash left. Then call `allow`."""
-        with _errors("set up"), contextlib.ExitStack() as undo:
+        with errors("set up"), contextlib.ExitStack() as undo:
             self._kernel = undo.enter_context(contextlib.closing(IPSet()))
             undo.callback(setattr, self, "_kernel", None)
             for side in self._sides.values():
@@ -100,10 +99,10 @@ class Quarantine:
     def close(self) -> None:
         """Destroy the sets, which lets all hosts go. The rules must be gone by now."""
         if self._kernel is not None:
-            with contextlib.closing(self._kernel) as kernel, _errors("removed"):
+            with contextlib.closing(self._kernel) as kernel, errors("removed"):
                 self._kernel = None
                 for side in self._sides.values():
-                    _destroy(kernel, side.cut, side.allowed)
+                    remove_sets(kernel, side.cut, side.allowed)
 
     def rules(self) -> dict[Family, list[str]]:
         """Rules for the chain, to stand before those that let packets of decided flows pass."""
@@ -120,7 +119,7 @@ class Quarantine:
             self._cut(side, name)
         except (NetlinkError, OSError) as error:
             self.failures += 1
-            if not _is(error, errno.ENOENT):  # a set that somebody took away comes back, with this in it
+            if not is_error(error, errno.ENOENT):  # a set that somebody took away comes back, with this in it
                 del side.until[name]
             return False
         return True
@@ -132,7 +131,7 @@ class Quarantine:
         try:
             self._kernel.delete(side.cut, name, family=side.family)
         except (NetlinkError, OSError) as error:
-            self.failures += not _is(error, errno.ENOENT, _NOT_IN_SET)
+            self.failures += not is_error(error, errno.ENOENT, _NOT_IN_SET)
             return known
         return True
 
@@ -143,7 +142,7 @@ class Quarantine:
             try:
                 self._kernel.flush(side.cut)
             except (NetlinkError, OSError) as error:
-                self.failures += not _is(error, errno.ENOENT)
+                self.failures += not is_error(error, errno.ENOENT)
 
     def hosts(self) -> dict[str, float]:
         """The hosts that are cut, with the seconds left to each; infinite: until it is released."""
@@ -155,14 +154,14 @@ class Quarantine:
 
     def packets(self) -> dict[str, int]:
         """How many packets from and to each host the rules met, those spared by the allow list included."""
-        with _errors("read"):
+        with errors("read"):
             entries = [entry for side in self._sides.values() for entry in self._read(side.cut)]
         return {entry.name: entry.packets for entry in entries}
 
     def allow(self, networks: Iterable[str]) -> None:
         """From now on the traffic of these networks and addresses is never cut, and that of no others."""
         parsed = [ip_network(network, strict=False) for network in networks]
-        with _errors("filled"):
+        with errors("filled"):
             for side in self._sides.values():
                 mine = [one for one in parsed if one.version == side.version]
                 there, side.networks = side.networks, _canonical(mine)
@@ -172,15 +171,15 @@ class Quarantine:
         """Whether the sets have the size that they should have; if not, they do now.
 
         That takes a few milliseconds in all; to read them would take 70 microseconds an entry."""
-        with _errors("put back"):
+        with errors("put back"):
             sound = [self._check(side) for side in self._sides.values()]
         return all(sound)
 
     def _check(self, side: _Side) -> bool:
         try:
-            sizes = self._size(side.cut), self._size(side.allowed)
+            sizes = set_size(self._kernel, side.cut), set_size(self._kernel, side.allowed)
         except (NetlinkError, OSError) as error:
-            if not _is(error, errno.ENOENT):
+            if not is_error(error, errno.ENOENT):
                 raise
             _make(self._kernel, side)
             self._put_back(side)
@@ -220,13 +219,6 @@ class Quarantine:
         parsed = ip_address(address)
         return self._sides["ip" if parsed.version == 4 else "ip6"], str(parsed)
 
-    def _size(self, name: str) -> int:
-        """The number of entries; -1 from a kernel that does not tell."""
-        for part in tuple(self._kernel.list(name, flags=_LIST_HEADER)):
-            size = part.get_attr("IPSET_ATTR_DATA").get_attr("IPSET_ATTR_ELEMENTS")
-            return -1 if size is None else int(size)
-        raise OSError(errno.ENOENT, name)  # some releases of pyroute2 give an empty list
-
     def _read(self, name: str) -> list[_Entry]:
         parts = [part.get_attr("IPSET_ATTR_ADT") for part in self._kernel.list(name)]
         return [_entry(data) for part in parts if part for data in part.get_attrs("IPSET_ATTR_DATA")]
@@ -234,8 +226,8 @@ class Quarantine:
 
 def sweep(bridge: str) -> bool:
     """Remove what a crashed gateway left, whose rules are gone. Says if there was anything."""
-    with _errors("removed"), IPSet() as kernel:
-        return _destroy(kernel, *(name for family in FAMILIES for name in set_names(bridge, family)))
+    with errors("removed"), IPSet() as kernel:
+        return remove_sets(kernel, *(name for family in FAMILIES for name in set_names(bridge, family)))
 
 
 def _rules(side: _Side) -> list[str]:
@@ -251,22 +243,10 @@ def _make(kernel: Any, side: _Side) -> None:
         try:
             kernel.create(name, **options)
         except (NetlinkError, OSError) as error:
-            if not _is(error, errno.EEXIST):
+            if not is_error(error, errno.EEXIST):
                 raise
-            _destroy(kernel, name)  # of another kind: another version's, or not ours
+            remove_sets(kernel, name)  # of another kind: another version's, or not ours
             kernel.create(name, **options)
-
-
-def _destroy(kernel: Any, *names: str) -> bool:
-    found = False
-    for name in names:
-        try:
-            kernel.destroy(name)
-            found = True
-        except (NetlinkError, OSError) as error:
-            if not _is(error, errno.ENOENT):
-                raise
-    return found
 
 
 def _entry(data: Any) -> _Entry:
@@ -284,18 +264,3 @@ def _canonical(networks: Iterable[IPv4Network | IPv6Network]) -> set[str]:
     collapsed = list(collapse_addresses(networks))  # type: ignore[type-var]
     parts = (network.subnets() if network.prefixlen == 0 else (network,) for network in collapsed)
     return {str(network) for part in parts for network in part}
-
-
-def _is(error: Exception, *codes: int) -> bool:
-    return getattr(error, "code", getattr(error, "errno", None)) in codes
-
-
-@contextlib.contextmanager
-def _errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (NetlinkError, OSError) as error:
-        raise KernelError(
-            f"the ipsets of the quarantine could not be {what} ({error}): they take root, and the kernel's "
-            "ip_set_hash_ip, ip_set_hash_net and xt_set; `ipset list` shows them"
-        ) from error

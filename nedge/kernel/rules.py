@@ -60,7 +60,7 @@ class RuleSet:
     marks: Marks | None = None
     """The marks by which the kernel knows what was decided; None: every packet goes to the queue."""
     cuts: Mapping[Family, Sequence[str]] = field(default_factory=dict)
-    """Rules that cut hosts in quarantine off; they come before all that lets packets pass."""
+    """Rules that cut hosts off; they come before all that lets packets pass."""
     state: State | None = None
 
     def __post_init__(self) -> None:
@@ -140,12 +140,12 @@ class RuleSet:
                 return False
         return True
 
-    def queued(self) -> int:
-        """The packets that the rules have sent to the queues since they were put in."""
+    def counts(self, *texts: str) -> list[int]:
+        """For each text the packets that met rules which have it in them, since they were put in."""
         lines = [line for family in FAMILIES for line in _run([SAVE[family], "-c"], "").splitlines()]
-        # [packets:bytes] -A NEDGE-… -j NFQUEUE …
-        sent = (line for line in lines if f"] -A {self.chain} " in line and " -j NFQUEUE " in line)
-        return sum(int(line[1:].partition(":")[0]) for line in sent)
+        # [packets:bytes] -A NEDGE-… -j …
+        mine = [line for line in lines if f"] -A {self.chain} " in line]
+        return [sum(int(line[1:].partition(":")[0]) for line in mine if text in line) for text in texts]
 
     def _roll_back(self, family: Family, saved: list[str]) -> None:
         """To what there was before `install()`: nothing, or the rules of a gateway that crashed."""

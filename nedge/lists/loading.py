@@ -25,6 +25,7 @@ class ListSets:
     """All lists, ready to match; names are those of the configuration."""
 
     malware_hosts: NetworkSet = field(default_factory=NetworkSet)
+    drop_hosts: NetworkSet = field(default_factory=NetworkSet)
     malware_domains: DomainSet = field(default_factory=DomainSet)
     malware_fingerprints: FingerprintSet = field(default_factory=FingerprintSet)
     mining_domains: DomainSet = field(default_factory=DomainSet)

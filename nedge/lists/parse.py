@@ -13,6 +13,7 @@ Form = Literal["networks", "domains", "fingerprints"]
 
 FORMS: dict[str, Form] = {
     "malware_hosts": "networks",
+    "drop_hosts": "networks",
     "malware_domains": "domains",
     "malware_fingerprints": "fingerprints",
     "mining_domains": "domains",
