@@ -13,7 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,20 @@ class Cache:
         self._downloads = directory / "downloads"
         self._packed = directory / "packed"
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep others from packing meanwhile. Reloads wait for this: who has it waits for nobody."""
+        return self._alone("lock")
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Be the only one who asks servers, which may take minutes."""
+        return self._alone("asking")
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make the directory, and keep others from changing it meanwhile."""
+    def _alone(self, name: str) -> Iterator[None]:
+        """Make the directory, and hold a lock in it."""
         for directory in (self.directory, self._downloads, self._packed):
             directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -146,7 +154,7 @@ def _read(state: Any, path: Path) -> Any:
     """The state with what a file says of it; as it is, if there is no file, or one that is damaged."""
     with suppress(OSError, ValueError):
         known = orjson.loads(path.read_bytes())
-        for name in state.__slots__:
+        for name in state.__slots__ if isinstance(known, dict) else ():
             kind = type(getattr(state, name))
             if isinstance(known.get(name), (float, int) if kind is float else kind):
                 setattr(state, name, known[name])

@@ -54,7 +54,7 @@ def refresh(
 def _refresh(settings: Lists, names: Sequence[str], *, due_only: bool, accept_shrunken: bool) -> list[str]:
     cache = Cache(settings.cache_directory)
     changed = []
-    with cache.locked():
+    with cache.asking():
         for name, sources in configured(settings).items():
             if names and name not in names:
                 continue
@@ -66,15 +66,17 @@ def _refresh(settings: Lists, names: Sequence[str], *, due_only: bool, accept_sh
                     parsed = _download(cache, name, url, settings, accept_shrunken=accept_shrunken)
                     if parsed:
                         fresh[url] = parsed
-            try:
-                if _pack(cache, name, sources, fresh):
-                    changed.append(name)
-            except ListError as error:
-                state = cache.packed(name, sources)
-                state.failures, state.error, state.looked = state.failures + 1, str(error), time.time()
-                cache.keep_packed(name, sources, state, None)
-                _log.error("list_refresh_failed", list=name, error=str(error), kept=state.total)
-        cache.sweep()
+            with cache.locked():
+                try:
+                    if _pack(cache, name, sources, fresh):
+                        changed.append(name)
+                except ListError as error:
+                    state = cache.packed(name, sources)
+                    state.failures, state.error, state.looked = state.failures + 1, str(error), time.time()
+                    cache.keep_packed(name, sources, state, None)
+                    _log.error("list_refresh_failed", list=name, error=str(error), kept=state.total)
+        with cache.locked():
+            cache.sweep()
     return changed
 
 

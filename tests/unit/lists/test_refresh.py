@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from nedge.config import Config, Lists
 from nedge.lists import cache as cache_module
 from nedge.lists import job
 from nedge.lists.cache import Cache
+from nedge.lists.fetch import Fetched
 from nedge.lists.loading import load_lists, read_lists
 from nedge.lists.refresh import FIRST_RETRY, ListError, is_prepared, next_refresh, prepare, refresh
 
@@ -327,7 +329,8 @@ def test_what_is_used_no_more_is_removed(
     refresh(old)
     monkeypatch.setattr(cache_module, "UNUSED_SECONDS", -60)
     refresh(settings())
-    assert [path for path in old.cache_directory.rglob("*") if path.is_file() and path.name != "lock"] == []
+    left = {path.name for path in old.cache_directory.rglob("*") if path.is_file()}
+    assert left == {"lock", "asking"}
     monkeypatch.setattr(cache_module, "UNUSED_SECONDS", 60)
     refresh(old)
     assert matches(old, "bad.example")
@@ -382,3 +385,39 @@ def test_two_at_once_wait_for_each_other(settings: Settings, server: ListServer)
     assert sorted(len(answer["changed"]) for answer in answers) == [0, 1]
     assert len(server.asked) == 1
     assert os.path.exists(made.cache_directory / "lock")
+
+
+def test_nobody_who_packs_waits_for_a_server(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload packs a file that changed; the gateway must not stand still for a download meanwhile."""
+    path = tmp_path / "names"
+    path.write_text(DOMAINS)
+    ours = settings(malware_domains=[path])
+    prepared = []
+
+    def slow(*_: object, **__: object) -> Fetched:
+        packer = threading.Thread(target=prepare, args=(ours,), daemon=True)
+        packer.start()
+        packer.join(20)
+        prepared.append(not packer.is_alive())
+        return Fetched(DOMAINS.encode())
+
+    monkeypatch.setattr("nedge.lists.refresh.fetch", slow)
+    refresh(settings(mining_domains=["http://slow.example/list"]))
+    assert prepared == [True]
+    assert is_prepared(ours)
+
+
+@pytest.mark.parametrize("rubbish", [b"[]", b"7", b"null", b"{", b'{"inputs": 1, "looked": "x"}', b"\xff"])
+def test_state_that_is_rubbish_is_no_state(settings: Settings, tmp_path: Path, rubbish: bytes) -> None:
+    path = tmp_path / "names"
+    path.write_text(DOMAINS)
+    made = settings(malware_domains=[path, "http://list.example/"])
+    prepare(made)
+    for file in (tmp_path / "cache" / "packed").glob("*.json"):
+        file.write_bytes(rubbish)
+    assert next_refresh(made) < time.time()
+    assert not is_prepared(made)
+    prepare(made)
+    assert matches(made, "bad.example")
