@@ -8,15 +8,14 @@ prints one JSON object a line: which library it is, each step before it is taken
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from nedge import interpreter
 from nedge.core.facts import Facts
 from nedge.dpi import samples
 from nedge.dpi.classifier import NdpiClassifier
@@ -41,16 +40,13 @@ class SelfTest:
 
 def check(choice: str) -> SelfTest:
     """Test the library that `load_library(choice)` gives; `DpiError` says in one sentence what is wrong."""
-    # The child must find this very package, wherever it is started.
-    package_root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "nedge.dpi.selftest", choice],
+            interpreter.module("nedge.dpi.selftest", choice),
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,
-            env={**os.environ, "PYTHONPATH": path},
+            env=interpreter.environment(),
             check=False,
         )
         output, status = child.stdout, child.returncode

@@ -19,7 +19,8 @@ from nedge.export.outlet import channel
 from nedge.export.process import Exporter
 from nedge.gateway.link import Link, Message
 from nedge.gateway.signals import stop_signals
-from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Supervisor, die_with_parent, name_process
+from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Supervisor, name_process
+from nedge.interpreter import die_with_parent
 
 TELL_SECONDS = 1.0
 SCORES_SECONDS = 60.0
@@ -150,7 +151,7 @@ class ExporterProcess:
         messages = self._link.receive() if self._link else None
         for message in messages or ():
             self._heard = now
-            self.figures = {
+            self.figures = self._before | {
                 name: value + self._before.get(name, 0) for name, value in message["figures"].items()
             }
 

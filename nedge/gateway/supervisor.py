@@ -17,7 +17,6 @@ the next start takes them over.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import selectors
 import signal
@@ -33,6 +32,7 @@ from nedge.config import Config
 from nedge.core.marks import Marks
 from nedge.gateway.link import Link, Message
 from nedge.gateway.signals import HAND_OVER, StopSignals
+from nedge.interpreter import die_with_parent
 from nedge.kernel.errors import KernelError
 
 READY_SECONDS = 15.0
@@ -43,10 +43,9 @@ STOP_SECONDS = 30.0
 _RESTART_PAUSES = (0.0, 0.0, 0.2, 0.5, 1.0)
 """Before the next start of a worker that keeps dying young."""
 _YOUNG_SECONDS = 5.0
-GAUGES = frozenset(("live_flows", "live_hosts", "queue_waiting", "lan_wan_swapped"))
+GAUGES = frozenset(("live_flows", "live_hosts", "scripts_aside", "queue_waiting", "lan_wan_swapped"))
 """Of the figures in a heartbeat, those that say how things are; all others count."""
 HOSTS_PER_MESSAGE = 500
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 log = structlog.get_logger()
 
@@ -433,11 +432,3 @@ def name_process(name: str) -> None:
     """What `ps` and `top` show of this process; 15 characters at most."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
-
-
-def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel end this process with the one that forked it, even where it hangs (prctl(2))."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    if os.getppid() != parent:  # it died before
-        os._exit(1)

@@ -7,13 +7,14 @@ standard error, as that of who started it.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import Any, Literal
 
 import orjson
 
-from nedge import log
+from nedge import interpreter, log
 from nedge.config import Config, Lists, Log
 from nedge.lists import refresh
 
@@ -26,7 +27,10 @@ Task = Literal["prepare", "refresh"]
 def start(task: Task, config: Config) -> subprocess.Popen[bytes]:
     """Begin: prepare packs what is not packed yet, refresh asks the sources that are due, too."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "nedge.lists.job"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        interpreter.module("nedge.lists.job"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=interpreter.environment(),
     )
     assert process.stdin is not None
     request = {"task": task, "lists": config.lists.model_dump(mode="json"), "log": config.log.model_dump()}
@@ -45,13 +49,23 @@ def prepare(config: Config) -> None:
         return
     process = start("prepare", config)
     output, _ = process.communicate()
-    problem = orjson.loads(output).get("error") if output else f"exit status {process.returncode}"
-    if problem:
+    if problem := outcome(output, process.returncode):
         raise refresh.ListError(problem)
+
+
+def outcome(output: bytes, status: int) -> str:
+    """What went wrong, by what the process said and its exit status; empty if nothing did."""
+    try:
+        return str(orjson.loads(output).get("error", ""))
+    except orjson.JSONDecodeError:
+        return f"the process that works on lists ended with exit status {status}"
 
 
 def main() -> None:
     """What the other process does."""
+    interpreter.die_with_parent()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # sent to all of nedge; the supervisor decides
     request: dict[str, Any] = orjson.loads(sys.stdin.buffer.read())
     settings = Lists.model_validate(request["lists"])
     logging = Log.model_validate(request["log"])

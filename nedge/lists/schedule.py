@@ -9,7 +9,6 @@ import contextlib
 import subprocess
 import time
 
-import orjson
 import structlog
 
 from nedge.config import Config
@@ -44,6 +43,10 @@ class Refresher:
         self._in_use = self._packed_now()
         self._is_changed = False
 
+    def figures(self) -> dict[str, int]:
+        """Counters."""
+        return {"list_job_failures": self.failures}
+
     def changed(self) -> bool:
         """Whether there are newer lists than those in use."""
         return self._is_changed
@@ -74,9 +77,8 @@ class Refresher:
         self._job = None
         self._due = next_refresh(self._config.lists)
         output, _ = process.communicate()
-        answer = orjson.loads(output) if output else {"error": f"exit status {process.returncode}"}
-        if "error" in answer:
-            self._failed(answer["error"])
+        if error := job.outcome(output, process.returncode):
+            self._failed(error)
 
     def _failed(self, why: str) -> None:
         self.failures += 1

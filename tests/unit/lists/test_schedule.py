@@ -99,7 +99,12 @@ def ended(status: int, output: str = "") -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("status", "output", "why"), [(9, "", "exit status 9"), (0, '{"error": "no room"}', "no room")]
+    ("status", "output", "why"),
+    [
+        (9, "", "the process that works on lists ended with exit status 9"),
+        (1, "rubbish", "the process that works on lists ended with exit status 1"),
+        (0, '{"error": "no room"}', "no room"),
+    ],
 )
 def test_a_job_that_fails_is_counted(
     settings: Settings,
@@ -114,6 +119,7 @@ def test_a_job_that_fails_is_counted(
     with refresher(made) as under_test, capture_logs() as logs:
         tick_until(under_test, lambda: under_test.failures)
     assert [(entry["event"], entry["error"]) for entry in logs] == [("list_refresh_failed", why)]
+    assert under_test.figures() == {"list_job_failures": 1}
 
 
 def test_a_job_that_hangs_is_ended(
@@ -154,3 +160,36 @@ def test_other_lists_after_a_reload(settings: Settings, server: ListServer, tmp_
         assert not under_test.changed()
         tick_until(under_test, under_test.changed)
         assert load_lists(second).mining_domains.match("bad.example")
+
+
+def test_a_job_ends_with_who_started_it(settings: Settings, server: ListServer) -> None:
+    made = settings(malware_domains=[server.put("/names", "bad.example\n" * 1000, chunk=1)])
+    starter = (
+        "import sys; from pathlib import Path; from nedge.config import Config, Lists\n"
+        "from nedge.lists import job\n"
+        "made = Lists(malware_domains=[sys.argv[1]], cache_directory=Path(sys.argv[2]))\n"
+        "print(job.start('refresh', Config(lists=made)).pid, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", starter, str(made.malware_domains[0]), str(made.cache_directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        until(lambda: server.asked)
+        parent.kill()
+    until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_a_job_imports_nothing_from_where_nedge_was_started(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "orjson.py").write_text("raise SystemExit('a trap')\n")
+    (tmp_path / "names").write_text("bad.example\n")
+    monkeypatch.chdir(tmp_path)
+    job.prepare(Config(lists=settings(malware_domains=[tmp_path / "names"])))
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
