@@ -80,7 +80,10 @@ class Assembly:
         )
         if runner.context is not None:
             runner.context.fingerprints = lists.malware_fingerprints
-        self.engine.inspector.keep_match_payload = runner.wants_match_packet
+        inspector = self.engine.inspector
+        inspector.keep_match_payload = runner.wants_match_packet
+        inspector.detection_packets = config.limits.detection_packets
+        inspector.watch_http = config.dpi.watch_http
         if runner is not self.runner:
             self.runner.close()
             self.runner = runner

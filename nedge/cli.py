@@ -167,6 +167,7 @@ def reread(path: Path) -> Config:
 
     settings = load_config(path)
     rehearse(settings)
+    log.configure(settings.log.level, settings.log.format)
     return settings
 
 

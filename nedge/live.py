@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from nedge import log
 from nedge.assemble import Assembly, assemble
 from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
@@ -48,6 +50,7 @@ class Live:
         self.assembly.renew(config)
         if config:
             self.outlet.wanted = wants_events(config)
+            log.configure(config.log.level, config.log.format)
 
     def measures(self) -> dict[str, Any]:
         """For metrics: flows that ended, by `verdict rule`; scripts: their calls, errors and nanoseconds."""
@@ -96,8 +99,11 @@ def rehearse(config: Config) -> None:
     Raises ConfigError or DpiError.
     """
     job.prepare(config)
-    with budget.enforced():
-        assemble(config, load=load_lists).close()
+    try:
+        with budget.enforced():
+            assemble(config, load=load_lists).close()
+    finally:
+        gc.collect()  # an engine has cycles, and holds lists open
     for key, path in (("eve.path", config.eve.path), ("history.path", config.history.path)):
         if path is not None:
             try:

@@ -100,6 +100,12 @@ class Outlet:
         while self._waiting_size > MAX_WAITING:
             self._drop()
 
+    def close(self) -> None:
+        """Hand over the last; what is not taken is lost."""
+        self.flush()
+        while self._waiting:
+            self._drop()
+
     def _drop(self) -> None:
         """Lose the oldest batch."""
         batch, count = self._waiting.popleft()

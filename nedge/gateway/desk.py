@@ -70,6 +70,8 @@ class Desk:
         self.marks = marks
         self.let_go: Callable[[str], bool] = lambda target: False  # noqa: ARG005
         """Have the kernel let a host out of quarantine, or all of a network. Says whether any was in."""
+        self.totals: Callable[[], Message] = supervisor.totals
+        """All counters that there are; the workers' alone, unless told otherwise."""
         self._supervisor = supervisor
         self._server = server
         self._orders = orders
@@ -157,7 +159,13 @@ class Desk:
     def _status(self, question: Question) -> None:
         assert question.client is not None
         summary = summarize(
-            self.config, self._supervisor, self.marks, self._rates, question.results, question.silent
+            self.config,
+            self._supervisor,
+            self.totals(),
+            self.marks,
+            self._rates,
+            question.results,
+            question.silent,
         )
         now = time.time()
         question.client.done(

@@ -27,6 +27,10 @@ class Rejector:
             return b""
         return flow.server_mac if packet.key == flow.key else flow.client_mac
 
+    def renew(self, rate: float) -> None:
+        """So many answers per second from now on."""
+        self.injector.rate = rate
+
     def figures(self) -> dict[str, int]:
         """Counters."""
         injector = self.injector

@@ -149,13 +149,20 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         return parts.make_judging(config, exporter.writer)
 
     supervisor = Supervisor(count, partial(work, config, make, marks, fail_open, orders.book), signals)
-    exporter.forked = supervisor.forked
+
+    def forked() -> None:
+        supervisor.forked()
+        state.forget_lock()
+
+    exporter.forked = forked
     keeper: Keeper | None = None
     desk: Desk | None = None
+    refresher: Refresher | None = None
 
     def totals() -> Message:
-        sums: Message = {}
-        for part in (supervisor.totals, exporter.totals, keeper and keeper.figures, desk and desk.counters):
+        sums = supervisor.totals()
+        add_figures(sums, exporter.totals())
+        for part in (keeper and keeper.figures, desk and desk.counters, refresher and refresher.figures):
             add_figures(sums, part() if part else {})
         return sums
 
@@ -200,7 +207,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     undo.callback(server.close)
     reloading = Reloading(supervisor, signals)
     desk = Desk(config, marks, supervisor, server, orders, reloading)
-    desk.let_go = keeper.let_go
+    desk.let_go, desk.totals = keeper.let_go, totals
     tell_manager(manager, supervisor, gateway.mode, count)
 
     log.info(
@@ -316,6 +323,8 @@ def clear_marks(marks: Marks, *, but: int | None = None) -> None:
         cleared = conntrack.clear_marks(marks, but=but)
     finally:
         conntrack.close()
+    if conntrack.failed_dumps:
+        log.error("marks_not_cleared", reason="the kernel's connections could not be read to the end")
     if cleared:
         log.info("marks_cleared", connections=cleared, mask=hex(marks.mask))
 
@@ -331,6 +340,10 @@ def renew(config: Config, reread: Callable[[], Config] | None) -> tuple[Config, 
             notes.append(f"changes in [{section}] take effect when nedge starts again")
             log.warning("reload_in_part", reason=notes[-1])
             renewed = renewed.model_copy(update={section: former})
+    if renewed.metrics.listen and not config.metrics.listen:
+        notes.append("metrics: nedge_judge_seconds is measured when nedge starts again")
+    if renewed.dpi.library != config.dpi.library:
+        notes.append("a change of dpi.library takes effect when nedge starts again")
     return renewed, notes
 
 
@@ -348,6 +361,7 @@ def work(
     with stop_signals(signal.SIGTERM) as signals, make_judging(config) as judging:
         ports = [socket.if_nametoindex(name) for name in (*gateway.lan, *gateway.wan)]
         latency = Latency() if config.metrics.listen else None
+        rejector = Rejector(judging.engine, ports, config.verdict.rejects_per_second)
         worker = Worker(
             judging.engine,
             number=gateway.queue + number,
@@ -355,7 +369,7 @@ def work(
             mode=gateway.mode,
             fail_open=fail_open,
             marks=marks,
-            rejector=Rejector(judging.engine, ports, config.verdict.rejects_per_second),
+            rejector=rejector,
             vlan_mask=gateway.vlan_mask if gateway.vlans else 0,
             latency=latency,
         )
@@ -366,7 +380,7 @@ def work(
         worker.orient(ports[: len(gateway.lan)])
         worker.watch(signals, partial(stop_if_told, worker, signals))
         judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
-        worker.report_to(link, judging.renew)
+        worker.report_to(link, partial(take_over, judging, rejector))
         worker.answer(lambda: judging.scripts)
         worker.figures = lambda: {"events_lost": judging.outlet.lost}
         worker.every(FLUSH_SECONDS, judging.outlet.flush)
@@ -374,9 +388,15 @@ def work(
         link.send({"ready": True})
         worker.run()
         judging.outlet.be_patient(PATIENCE_SECONDS)  # all flows end at once
-        worker.close()
-        judging.outlet.flush()
+        worker.close(judging.outlet.close)
     return 0
+
+
+def take_over(judging: Judging, rejector: Rejector, config: Config | None) -> None:
+    """Another configuration, or (None) newer lists, in a worker. Raises, and then nothing has changed."""
+    judging.renew(config)
+    if config:
+        rejector.renew(config.verdict.rejects_per_second)
 
 
 def stop_if_told(worker: Worker, signals: StopSignals) -> None:

@@ -16,10 +16,15 @@ RATE_SECONDS = 5.0
 """Rates are over so many seconds."""
 RATES = ("packets", "flows", "bytes", "dropped_packets")
 QUEUE = ("queue_waiting", "queue_full", "queue_lost")
-LOSSES = ("queue_full", "queue_lost", "conntrack_events_lost")
+LOSSES = (
+    "queue_full", "queue_overloads", "queue_lost", "conntrack_events_lost", "events_lost", "history_lost",
+)  # fmt: skip
 FAILURES = (
-    "midstream", "unclassified", "fragments", "table_full", "script_errors", "dpi_errors", "engine_errors",
-    "worker_restarts",
+    "midstream", "unclassified", "fragments", "table_full", "script_errors", "script_timeouts",
+    "scripts_aside", "dpi_errors", "engine_errors", "rejects_failed", "rejects_limited",
+    "conntrack_dumps_failed", "worker_restarts", "exporter_restarts", "rules_restored",
+    "bridge_restored", "restore_failures",
+    "eve_failures", "history_failures", "metrics_failures", "list_job_failures",
 )  # fmt: skip
 
 Figures = dict[str, Any]
@@ -49,13 +54,16 @@ class Rates:
 def summarize(
     config: Config,
     supervisor: Supervisor,
+    totals: Figures,
     marks: Marks | None,
     rates: Rates,
     answers: dict[int, Figures],
     silent: list[int],
 ) -> Figures:
-    """All but what the desk itself adds. `answers`: what each worker said of itself."""
-    totals = supervisor.totals()
+    """All but what the desk itself adds.
+
+    `totals`: every counter of the gateway. `answers`: what each worker said of itself.
+    """
     gateway, said = config.gateway, next(iter(answers.values()), {})
     return {
         "version": __version__,

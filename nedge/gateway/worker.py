@@ -106,6 +106,8 @@ class Worker:
         self._error_log = _OncePerSecond()
         self._stopping = False
         self._timers: list[_Timer] = []
+        self._due = 0.0
+        """When the first of them is due."""
         self.every(TICK, lambda: self._guarded(engine.advance))
         self._selector = selectors.DefaultSelector()
         judge = self._judge()
@@ -232,6 +234,7 @@ class Worker:
 
         def pause() -> None:
             again.due = time.monotonic() + PAUSE
+            self._due = min(self._due, again.due)
 
         means = Means(
             engine=self.engine,
@@ -284,6 +287,7 @@ class Worker:
         beat = self.engine.figures() | self._queue_figures | {"engine_errors": self.errors} | self.figures()
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
+            beat["conntrack_dumps_failed"] = self._conntrack.failed_dumps
         if self._rejector:
             beat |= self._rejector.figures()
         if self._orientation:
@@ -336,6 +340,7 @@ class Worker:
     def every(self, seconds: float, step: Callable[[], object]) -> None:
         """Call `step` from the loop about every so many seconds."""
         self._timers.append(_Timer(seconds, step))
+        self._due = min(self._due, self._timers[-1].due)
 
     def stop(self) -> None:
         """End the loop after what is in hand."""
@@ -349,27 +354,26 @@ class Worker:
     def run(self, seconds: float = math.inf) -> None:
         """The loop, until `stop()` or for so many seconds."""
         end = time.monotonic() + seconds
-        due = self._first_due()
         while not self._stopping and (now := time.monotonic()) < end:
-            patience = 0.0 if self.engine.late else max(0.0, min(due, end) - now)
+            patience = 0.0 if self.engine.late else max(0.0, min(self._due, end) - now)
             for key, _events in self._selector.select(patience):
                 key.data()
             if self.engine.late:
                 self._guarded(partial(self.engine.advance, at_most=IDLE_SLICE))
             now = time.monotonic()
-            if now < due:
+            if now < self._due:
                 continue
             for timer in self._timers:
                 if timer.due <= now:
                     timer.due = now + timer.seconds
                     timer.step()
-            due = self._first_due()
+            self._due = min(timer.due for timer in self._timers)
 
-    def _first_due(self) -> float:
-        return min(timer.due for timer in self._timers)
+    def close(self, flows_ended: Callable[[], None] = lambda: None) -> None:
+        """Judge what still waits, let the queue go, end the flows. The rules must be gone by now.
 
-    def close(self) -> None:
-        """Judge what still waits, let the queue go, end the flows. The rules must be gone by now."""
+        flows_ended: called before the last heartbeat, which is to have all figures in it.
+        """
         self._selector.close()
         if self._link is not None:
             self._look_at_queue()
@@ -380,6 +384,7 @@ class Worker:
         if self._accounting:
             self._accounting.finish()
         self._guarded(self.engine.finish)
+        flows_ended()
         if self._link is not None:
             self._beat()
         if self._conntrack:

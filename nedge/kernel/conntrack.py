@@ -43,8 +43,7 @@ class Conntrack:
         self._events = _open()
         self._events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_DESTROY)
         self._events.setblocking(False)
-        self._dumps = _open()
-        self._dumps.settimeout(_DUMP_SECONDS)
+        self._dumps = _open_for_dumps()
         self._parts: deque[bytes] = deque()
         self._arrived = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Counts the parts of a dump that are there."""
@@ -55,6 +54,7 @@ class Conntrack:
         self._dumping = False
         self.dump_failed = False
         """A dump ended with an error; the caller clears it."""
+        self.failed_dumps = 0
         self._control.settimeout(_CONTROL_SECONDS)
         self.lost_events = 0
         """Times that the kernel had to throw events away since we were slow."""
@@ -143,7 +143,7 @@ class Conntrack:
         """Ask for all connections whose masked mark is `mark`; `dumped` gives them in parts.
 
         As a side effect the kernel lets go of connections that have run out, which it else does late, up to
-        minutes: their ends then arrive as events. False if a dump is under way.
+        minutes: their ends then arrive as events. False if a dump is under way, or none can be made now.
 
         The kernel walks its table within our system calls: tens of milliseconds, even if it finds nothing. So
         a thread makes those calls.
@@ -152,20 +152,27 @@ class Conntrack:
             return False
         attributes = ct.u32(ct.MARK, mark) + ct.u32(ct.MARK_MASK, mask)
         request = ct.message(ct.GET, ct.REQUEST | ct.DUMP, socket.AF_UNSPEC, attributes)
-        self._dumping = True
-        self._reader = threading.Thread(target=self._read_dump, args=(request,), name="dump", daemon=True)
-        self._reader.start()
+        reader = threading.Thread(target=self._read_dump, args=(request,), name="dump", daemon=True)
+        try:
+            reader.start()
+        except RuntimeError:  # there are too many threads; later there may be fewer
+            self.dump_failed, self.failed_dumps = True, self.failed_dumps + 1
+            return False
+        self._dumping, self._reader = True, reader
         return True
 
     def _read_dump(self, request: bytes) -> None:
         """The thread: one dump, to its end. An empty part stands for a failure."""
         part = b""
         try:
+            self._room.acquire()
             self._dumps.send(request)
-            while not ct.ends_dump(part) and not self._closed:
-                self._room.acquire()
+            while not self._closed:
                 part = self._dumps.recv(_READ)
                 self._put(part)
+                if ct.ends_dump(part):
+                    return
+                self._room.acquire()
         except OSError:
             self._put(b"")
 
@@ -182,16 +189,23 @@ class Conntrack:
         part = self._parts.popleft()
         self._room.release()
         if not part:
-            self._dumping, self.dump_failed = False, True
+            self._dump_ended(failed=True)
             return []
         found = []
         for kind, connection in self._live.read(part):
             if kind in (ct.DONE, ct.ERROR):
-                self._dumping = False
-                self.dump_failed = self.dump_failed or kind == ct.ERROR
+                self._dump_ended(failed=kind == ct.ERROR)
             elif connection is not None:
                 found.append(connection)
         return found
+
+    def _dump_ended(self, *, failed: bool) -> None:
+        self._dumping = False
+        if failed:  # what is left of it must not be taken for a part of the next
+            self._dumps.close()
+            self._dumps = _open_for_dumps()
+        self.dump_failed |= failed
+        self.failed_dumps += failed
 
     @property
     def dumping(self) -> bool:
@@ -209,6 +223,7 @@ class Conntrack:
             found: list[Connection] = []
             while self._dumping and select.select([self._arrived], [], [], 2 * _DUMP_SECONDS)[0]:
                 found += self.dumped()
+            self.failed_dumps += self._dumping
             if but is not None:
                 found = [one for one in found if marks.generation_of(one.mark) != but]
             for start in range(0, len(found), _BATCH):
@@ -226,4 +241,10 @@ def _open() -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BUFFER)  # SO_RCVBUFFORCE
     except OSError as error:
         raise KernelError(f"conntrack cannot be reached ({error.strerror}): it takes root") from error
+    return sock
+
+
+def _open_for_dumps() -> socket.socket:
+    sock = _open()
+    sock.settimeout(_DUMP_SECONDS)
     return sock

@@ -236,7 +236,8 @@ class Injector:
         """Rejections of which a frame could not be sent: the port is down, gone, or its buffer is full."""
         self.limited = 0
         """Rejections that were not sent since there were too many."""
-        self._rate = self._tokens = rate
+        self.rate = self._tokens = rate
+        """May be changed."""
         self._filled = time.monotonic()
         self._ports: dict[int, tuple[socket.socket, bytes]] = {}
         try:
@@ -253,7 +254,7 @@ class Injector:
         if not frames:
             return False
         now = time.monotonic()
-        self._tokens = min(self._rate, self._tokens + (now - self._filled) * self._rate)
+        self._tokens = min(self.rate, self._tokens + (now - self._filled) * self.rate)
         self._filled = now
         if self._tokens < 1:
             self.limited += 1

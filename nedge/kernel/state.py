@@ -110,6 +110,12 @@ class State:
         os.close(self._lock)
         self._lock = -1
 
+    def forget_lock(self) -> None:
+        """In a forked process, which may outlive this one: that must not hinder the next start."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
     def socket(self, *, shared: bool) -> Path:
         """Where the gateway listens for the operator. `shared`: others than root can get there, too."""
         for directory in (self.directory, self.directory.parent) if shared else ():

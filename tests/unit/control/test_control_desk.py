@@ -18,7 +18,7 @@ from nedge.gateway import answers, desk, questions
 from nedge.gateway.answers import PAGE
 from nedge.gateway.listing import FLOW_COLUMNS, HOST_COLUMNS, SCRIPT_COLUMNS
 from nedge.gateway.orders import OrderFile
-from nedge.gateway.summary import RATE_SECONDS, Rates
+from nedge.gateway.summary import FAILURES, LOSSES, RATE_SECONDS, Rates
 
 OTHER = "192.168.1.11"
 SCRIPTS = {
@@ -676,3 +676,19 @@ def test_who_leaves_is_not_answered(office: Office) -> None:
     office.settle()
     office.reloading.begins()
     office.reloading.failed("x")
+
+
+README = Path(__file__).parents[3] / "README.md"
+
+
+def test_status_shows_every_failure_that_the_documentation_names(office: Office) -> None:
+    section = README.read_text().split("## When something fails")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row.rsplit("|", 2)[1])}
+    assert len(named) > 20
+    elsewhere = {"malformed", "failures"}  # by kind; a column of `nedge lists`
+    assert named - elsewhere <= {*LOSSES, *FAILURES, "orders_damaged", "orders_unstored"}
+    office.desk.totals = lambda: dict.fromkeys((*LOSSES, *FAILURES), 3)
+    status = office.result(command="status")
+    assert status["losses"] == dict.fromkeys(LOSSES, 3)
+    assert status["failures"] == dict.fromkeys(FAILURES, 3)

@@ -26,6 +26,7 @@ from nedge.export.outlet import Outlet, channel
 from nedge.export.snapshot import Snapshot
 from nedge.gateway.exporting import ExporterProcess
 from nedge.gateway.latency import BOUNDS, Latency
+from nedge.gateway.supervisor import GAUGES
 from nedge.lists.refresh import prepare
 from nedge.live import Live
 
@@ -322,3 +323,8 @@ def test_latency_counts_every_call() -> None:
     assert slow.around(sleep)(b"", b"", 0) == 1
     assert slow.measures()["counts"] == [0] * len(BOUNDS) + [1]
     assert slow.measures()["seconds"] >= 0.12
+
+
+def test_gauges_are_no_counters() -> None:
+    """What a worker that died had of them is not kept."""
+    assert set(module._GAUGES) <= GAUGES

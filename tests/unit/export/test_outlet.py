@@ -186,3 +186,20 @@ def test_the_kernel_holds_megabytes(ends: tuple[socket.socket, socket.socket]) -
     outlet = Outlet(ends[0], None)  # type: ignore[arg-type]
     fill(outlet, 4000)
     assert (outlet.lost, outlet._waiting_size) == (0, 0)
+
+
+def test_what_is_left_at_the_end_is_lost_and_counted(
+    made: Bench, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    writer, _reader = ends
+    outlet = outlet_of(made, writer)
+    while True:
+        try:
+            writer.send(b"x" * 60_000)
+        except BlockingIOError:
+            break
+    made.feed(dns("good.example").packets)
+    made.engine.finish(T0 + 100)
+    with capture_logs():
+        outlet.close()
+    assert outlet.lost == 1

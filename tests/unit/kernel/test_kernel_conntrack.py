@@ -6,6 +6,7 @@ import random
 import select
 import socket
 import struct
+import threading
 
 import pytest
 
@@ -252,8 +253,23 @@ def test_a_dump_fails(ends: list[bytes]) -> None:
 def test_a_dump_that_breaks_off_fails() -> None:
     with Given(connection()) as given:
         given._dumps.settimeout(0.1)
+        broken = given._dumps
         assert [len(part) for part in given.dump()] == [1, 0]
-        assert given.dump_failed
+        assert (given.dump_failed, given.failed_dumps) == (True, 1)
+        assert given._dumps is not broken, "the rest of it is not taken for a part of the next"
+
+
+def test_a_dump_that_cannot_be_made_is_made_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Given(connection(), END) as given:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none_left)
+            assert not given.start_dump(1, 1)
+        assert (given.dumping, given.failed_dumps) == (False, 1)
+        assert [len(part) for part in given.dump()][-1:] == [0]
+        assert given.failed_dumps == 1
 
 
 def test_nothing_of_a_dump_is_there_yet() -> None:

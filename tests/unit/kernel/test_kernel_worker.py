@@ -7,13 +7,17 @@ import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from nedge.config import Config
 from nedge.gateway import worker as module
-from nedge.gateway.run import stop_if_told
+from nedge.gateway.link import Link
+from nedge.gateway.rejecting import Rejector
+from nedge.gateway.run import stop_if_told, take_over
 from nedge.gateway.signals import STOP_SIGNALS, stop_signals
 from nedge.gateway.worker import Mode, Worker
 from nedge.scripts.budget import WATCH, enforced
@@ -146,3 +150,45 @@ def test_signals_stop_the_loop_also_when_they_came_before_it(number: int) -> Non
         )
         signals.consume()
     worker.close()
+
+
+def test_an_answer_that_made_way_for_packets_goes_on_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the next timer is due, which here is in half a minute."""
+    monkeypatch.setattr(module, "TICK", 30.0)
+    worker, engine, queue = make()
+    engine.counters = SimpleNamespace(packets=5)
+    ours, theirs = Link.pair()
+    worker._link = ours
+    worker.answer(list)
+    worker._answers.hear({"ask": 1, "what": "scripts"})
+    worker.watch(theirs, worker.stop)
+    worker.run(10)
+    assert worker.stopping, "an answer came"
+    assert [message["answer"] for message in theirs.receive() or []] == [1]
+    worker._answers.close()
+    queue.close()
+    ours.close()
+    theirs.close()
+
+
+def test_the_last_heartbeat_comes_after_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, engine, _queue = make()
+    ours, theirs = Link.pair()
+    worker._link = ours
+    monkeypatch.setattr(worker, "_look_at_queue", lambda: None)
+    monkeypatch.setattr(worker, "_beat", lambda: engine.calls.append("beat"))
+    worker.close(lambda: engine.calls.append("ended"))
+    assert engine.calls == ["finish", "ended", "beat"]
+    ours.close()
+    theirs.close()
+
+
+def test_another_configuration_has_another_rate_of_answers() -> None:
+    rejector, told = Rejector(Engine(), [], 50), []
+    judging = SimpleNamespace(renew=told.append)
+    config = Config.model_validate({"verdict": {"rejects_per_second": 7}})
+    take_over(judging, rejector, None)
+    assert rejector.injector.rate == 50
+    take_over(judging, rejector, config)
+    assert (rejector.injector.rate, told) == (7, [None, config])
+    rejector.close()
