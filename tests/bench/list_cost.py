@@ -1,4 +1,4 @@
-"""What long lists cost: `python tests/bench/list_cost.py`. No root and no network needed.
+"""What long lists cost: `python tests/bench/list_cost.py`. No network needed; root for what the kernel takes.
 
 Lists of random domains and networks are made, and go the way of the real ones: files, packed in a process of
 its own, mapped by several workers. Memory is the growth of the proportional set size of all workers together.
@@ -7,6 +7,7 @@ its own, mapped by several workers. Memory is the growth of the proportional set
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -25,11 +26,13 @@ from nedge import log
 from nedge.config import Config, Lists, Log
 from nedge.core.hosts import Directory, HostBook
 from nedge.core.lists import DomainSet, NetworkSet
+from nedge.kernel.listed import Listed, sweep_listed
 from nedge.lists import job
 from nedge.lists.loading import load_lists
 from nedge.lists.refresh import is_prepared
 
 MATCHES = 50_000
+_NEW_NET = 0x40000000  # CLONE_NEWNET
 
 
 def domains(count: int) -> list[str]:
@@ -125,6 +128,23 @@ def swap(settings: Lists, count: int = 200) -> dict[str, float]:
     return {"swap_median_ms": statistics.median(spent), "swap_longest_ms": max(spent)}
 
 
+def in_kernel(networks: NetworkSet) -> dict[str, float]:
+    """Networks into the kernel's sets, in a network namespace of this process."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_NET):
+        return {}
+    listed = Listed("bench")
+    listed.open()
+    listed.take(networks)
+    start, longest, more = time.perf_counter(), 0.0, True
+    while more:
+        before = time.perf_counter()
+        more = listed.step()
+        longest = max(longest, time.perf_counter() - before)
+    result = {"kernel_fill_s": time.perf_counter() - start, "kernel_longest_step_ms": longest * 1e3}
+    sweep_listed("bench")
+    return result
+
+
 def measure(count: int, ranges: int, workers: int) -> dict[str, float]:
     result: dict[str, float] = {"domains": count, "networks": ranges}
     with tempfile.TemporaryDirectory() as directory:
@@ -159,6 +179,7 @@ def measure(count: int, ranges: int, workers: int) -> dict[str, float]:
         result["match_empty_host_us"] = microseconds(NetworkSet().__contains__, v4)
 
         result |= swap(settings)
+        result |= in_kernel(lists.malware_hosts)
     return result
 
 

@@ -139,3 +139,12 @@ def test_an_ipv4_database_knows_no_ipv6(tmp_path: Path) -> None:
     lookup = open_databases(Config(geoip=GeoIP(asn_database=tmp_path / "asn.mmdb"))).asn
     assert lookup is not None
     assert (lookup(CLIENT), lookup(SERVER), lookup(SERVER6)) == ((5, ""), None, None)
+
+
+def test_what_is_looked_into_changes_with_a_reload() -> None:
+    with bench("", {}) as made:
+        config = made.assembly.config
+        renewed = {"limits": {"detection_packets": 5}, "dpi": {"watch_http": False}}
+        made.assembly.renew(Config.model_validate(config.model_dump() | renewed))
+        inspector = made.engine.inspector
+        assert (inspector.detection_packets, inspector.watch_http) == (5, False)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+    ip_network,
+    summarize_address_range,
+)
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nedge.core.lists import DomainSet, FingerprintSet, NetworkSet, pack_networks
+from nedge.core.lists import DomainSet, FingerprintSet, NetworkSet, Range, pack_networks
 
 
 @pytest.mark.parametrize(
@@ -164,3 +173,16 @@ def test_the_networks_of_a_set() -> None:
     assert list(NetworkSet().networks()) == []
     high = ["8000::/2", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
     assert [str(n) for n in NetworkSet(high).networks()] == ["8000::/2", f"{high[1]}/128"]
+    assert [str(n) for n in NetworkSet(["0.0.0.0/0", "::/0"]).networks()] == ["0.0.0.0/0", "::/0"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 32), st.integers(0, 1 << 32)), max_size=6))
+def test_networks_cover_exactly_the_set(ends: list[tuple[int, int]]) -> None:
+    ranges = [Range(4, min(pair), max(pair) - 1) for pair in ends if pair[0] != pair[1]]
+    covered = [network for found in ranges for network in summarize(found)]
+    expected = list(collapse_addresses(covered))
+    assert list(NetworkSet(ranges).networks()) == expected
+
+
+def summarize(found: Range) -> list[IPv4Network]:
+    return list(summarize_address_range(IPv4Address(found.first), IPv4Address(found.last)))

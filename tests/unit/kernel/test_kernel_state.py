@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,12 @@ def test_other_bridges_records(tmp_path: Path) -> None:
 def test_the_namespace_has_a_name() -> None:
     assert namespace_id() == namespace_id()
     assert "-" in namespace_id()
+
+
+def test_a_forked_process_that_lives_on_does_not_hold_the_lock(tmp_path: Path) -> None:
+    state = locked("br0", tmp_path)
+    inherited = os.dup(state._lock)  # what the gateway itself had, until it was killed
+    state.forget_lock()
+    assert not State("br0", tmp_path).try_lock(), "the gateway still lives"
+    os.close(inherited)
+    locked("br0", tmp_path).unlock()
