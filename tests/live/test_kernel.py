@@ -75,7 +75,7 @@ config = Config(gateway=Gateway(offload=False, **options["gateway"]))
 engine = Engine()
 if options.get("unprivileged"):
     os.setuid(65534)
-outlet = SimpleNamespace(lost=0, flush=lambda: None, be_patient=lambda seconds: None)
+outlet = SimpleNamespace(lost=0, flush=lambda: None, close=lambda: None, be_patient=lambda seconds: None)
 judging = SimpleNamespace(engine=engine, outlet=outlet, renew=None, measures=dict)
 sys.exit(run(config, Parts(lambda config, writer: nullcontext(judging))))
 """
