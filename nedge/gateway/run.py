@@ -198,7 +198,8 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     put_back(keeper.release)
     # In place of what a crash left, without a gap.
     keeper.enforce(marks, exempt(config, parts, orders.book), listed(config, parts))
-    unjudged = Unjudged(keeper.sent, range(gateway.queue, gateway.queue + count))
+    taken = lambda: int(supervisor.totals().get("queue_taken", 0))  # noqa: E731
+    unjudged = Unjudged(keeper.sent, taken, range(gateway.queue, gateway.queue + count))
     unjudged.look()
     bridge.open()
     put_back(bridge.close)
@@ -274,7 +275,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
             manager.ready(how_it_is(supervisor, gateway.mode, count))
         log.info("reloaded" if renewed else "lists_renewed")
     manager.stopping()
-    unjudged.look()
+    unjudged.stop()
     log.info("gateway_stopping", signal=signals.stop, seconds=round(time.monotonic() - started, 1))
 
 

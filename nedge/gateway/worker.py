@@ -44,7 +44,7 @@ SLICE, IDLE_SLICE = 16, 256
 """Flows whose timers run while a packet waits, or between packets: thousands may end in one second, and
 neither packets nor heartbeats wait for all of them."""
 BEAT = 0.25
-OBSERVED = 20
+OBSERVED = 64
 """Packets between two heartbeats that are looked at for their direction: it costs as much as a verdict."""
 PAUSE = 0.001
 """Between two slices of an answer, when packets come."""
@@ -95,9 +95,11 @@ class Worker:
         """Counters of others to send with the heartbeat."""
         self._orientation: Orientation | None = None
         self._length = length
-        self._queue_figures = {"queue_waiting": 0, "queue_full": 0, "queue_lost": 0, "queue_overloads": 0}
-        """Packets waiting; dropped since the queue was full, or our buffer was; heartbeats at which the queue
-        was full (fail-open, the kernel passes what comes then, and counts nothing)."""
+        self._queue_figures = dict.fromkeys(
+            ("queue_waiting", "queue_full", "queue_lost", "queue_taken", "queue_overloads"), 0
+        )
+        """Packets waiting; dropped since the queue was full, or our buffer was; that came at all; heartbeats
+        at which the queue was full (fail-open, the kernel passes what comes then, and counts nothing)."""
         self._to_cut: list[tuple[str, float]] = []
         """Hosts, and for how many seconds."""
         self._answers: Answers | None = None
@@ -211,6 +213,7 @@ class Worker:
                 self.queue.observer = observe
 
         self._orientation = orientation
+        observe_some()
         self.every(BEAT, observe_some)
 
     def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
@@ -319,6 +322,7 @@ class Worker:
             figures["queue_waiting"] = stats.waiting
             figures["queue_full"] = stats.dropped_full
             figures["queue_lost"] = stats.dropped_user
+            figures["queue_taken"] = stats.taken
             figures["queue_overloads"] += stats.waiting >= self._length
 
     def _hear(self) -> None:

@@ -66,6 +66,11 @@ class QueueStats:
     last_id: int
     """Packets ever queued."""
 
+    @property
+    def taken(self) -> int:
+        """Packets that came to the queue, but for those that fail-open let pass."""
+        return self.last_id + self.dropped_full
+
 
 def parse_stats(text: str) -> dict[int, QueueStats]:
     """The content of /proc/net/netfilter/nfnetlink_queue, by queue number."""

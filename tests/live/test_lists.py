@@ -82,6 +82,8 @@ def test_the_last_good_list_is_in_force_from_the_start(lab: Lab, servers: Server
 
 
 DROPPED = """\
+[control]
+state = "state"
 [lists]
 drop_hosts = ["hosts"]
 refresh_hours = 0

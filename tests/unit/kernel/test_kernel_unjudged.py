@@ -18,7 +18,8 @@ class Kernel:
         self.queues = {7: queue(7, port=1), 9: queue(9, port=2, last_id=1_000)}
         self.broken = False
         monkeypatch.setattr(unjudged, "read_stats", lambda: self.queues)
-        self.unjudged = Unjudged(self.rules, range(7, 9))
+        self.said = 0
+        self.unjudged = Unjudged(self.rules, lambda: self.said, range(7, 9))
         self.unjudged.look()
 
     def rules(self) -> tuple[int, int]:
@@ -59,6 +60,15 @@ def test_what_a_worker_took_that_is_gone_still_counts(kernel: Kernel) -> None:
     assert kernel.count() == 5
     kernel.sent, kernel.queues = 28, {7: queue(7, 8, last_id=3)}
     assert kernel.count() == 5
+
+
+def test_what_workers_say_at_their_end_counts(kernel: Kernel) -> None:
+    kernel.sent, kernel.queues = 20, {7: queue(7, 1, last_id=15)}
+    kernel.unjudged.tick()
+    kernel.queues = {}
+    kernel.unjudged.stop()
+    kernel.said = 19
+    assert kernel.unjudged.figures() == {"unjudged_packets": 1}
 
 
 def test_new_rules_count_from_0(kernel: Kernel) -> None:
