@@ -29,7 +29,7 @@ class Unjudged:
     """
 
     def __init__(self, sent: Callable[[], tuple[int, int]], taken: Callable[[], int], queues: range) -> None:
-        """sent: the packets that the rules sent to the queues, and how often these were put in anew, which has
+        """sent: the packets that the rules sent to the queues, and how often they were put in anew, which has
         them count from 0. May raise KernelError.
         taken: the packets that came to the queues by what workers said last."""
         self.packets = 0
