@@ -13,12 +13,12 @@ from typing import Self
 
 from endpoints import Endpoints, Tools
 
-from nedge import config as nedge_config
 from nedge.lab.gateway import EVENTS, PORTS, Gateway
 from nedge.lab.host import LabError, pids_in
 from nedge.lab.topology import Lab
 
-SCRIPTS = 20
+RULES = 20
+"""Of Suricata; nedge has as many policies that are on."""
 SETTLED = 0.02
 """A gateway that uses less of a CPU than this has nothing left to do."""
 SETTLE_DEADLINE = 25.0
@@ -121,7 +121,7 @@ class Netfilter(Setup):
 
 
 class Nedge(Setup):
-    """nedge as it comes, with its policies and generated scripts, and so many workers."""
+    """nedge as it comes, with its policies (those that are on), and so many workers."""
 
     bridged = False
 
@@ -135,40 +135,8 @@ class Nedge(Setup):
         self.gateway: Gateway | None = None
 
     def _start(self, stack: ExitStack) -> None:
-        folder = self.lab.directory / "scripts"
-        folder.mkdir()
-        shipped = [path for path in nedge_config.SHIPPED_POLICIES.glob("*.py") if path.stem != "__init__"]
-        for number in range(SCRIPTS - len(shipped)):
-            (folder / f"bench_{number}.py").write_text(_SCRIPT.format(number=number))
-        directories = f'directories = ["{nedge_config.SHIPPED_POLICIES}", "{folder}"]\n'
-        text = PORTS + (f"workers = {self._workers}\n" if has_workers() else "")
-        text += (EVENTS if self.events else "") + f"[scripts]\n{directories}" + self._extra
+        text = PORTS + f"workers = {self._workers}\n" + (EVENTS if self.events else "") + self._extra
         self.gateway = stack.enter_context(Gateway(self.lab, text))
-
-
-_SCRIPT = '''\
-"""A small policy of the benchmark's: hosts of one domain."""
-
-from nedge.scripts import Conf, Flow, status_types
-
-title = "Benchmark {number}"
-category = "network"
-default_value = {{"suffix": ".blocked-{number}.example"}}
-
-
-def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
-    name = flow.getHostName()
-    if name and name.endswith(conf["suffix"]):
-        flow.triggerStatus(status_types.status_potentially_dangerous, {{"name": name}}, 50, 10, 0)
-
-
-protocolUpdated = protocolDetected
-'''
-
-
-def has_workers() -> bool:
-    """Whether this version of nedge can have several."""
-    return "workers" in nedge_config.Gateway.model_fields
 
 
 class Suricata(Netfilter):
@@ -220,7 +188,7 @@ _BYPASS_RULES = (
 
 def _suricata_rules() -> list[str]:
     rules = []
-    for number in range(SCRIPTS):
+    for number in range(RULES):
         if number % 3 == 0:
             match = f'http any any -> any any (http.host; content:"blocked-{number}.example"; endswith; '
         elif number % 3 == 1:
@@ -233,9 +201,7 @@ def _suricata_rules() -> list[str]:
 
 def known() -> list[str]:
     """The names of the set-ups that are possible here."""
-    names = ["plain", "netfilter", "nedge-1"]
-    if has_workers():
-        names.append("nedge-2")
+    names = ["plain", "netfilter", "nedge-1", "nedge-2"]
     if shutil.which("suricata"):
         names += ["suricata", "suricata-bypass"]
     return names
