@@ -20,6 +20,7 @@ from struct import pack
 from nedge.core.flow import Flow
 from nedge.core.hooks import Hook, HookCall
 from nedge.core.hosts import Directory, HostBook
+from nedge.core.lists import FingerprintSet
 from nedge.core.packet import Packet, decode
 from nedge.core.verdict import Action
 from nedge.scripts.api import Context
@@ -101,6 +102,7 @@ def runner(language: str, count: int, hooks: Callable[[int], str]) -> Runner:
         risk_names=lambda _risks: [],
         risks=lambda flow: flow.risks,
         action=lambda _flow: Action.PASS,
+        fingerprints=FingerprintSet(),
     )
     return made
 
