@@ -58,6 +58,7 @@ class Listed:
         self._sizes: dict[Family, int] = {}
         self._networks: NetworkSet | None = None
         """What is in force."""
+        self._wanted: NetworkSet | None = None
         self._filling: Iterator[None] | None = None
 
     def open(self) -> None:
@@ -76,6 +77,7 @@ class Listed:
 
     def take(self, networks: NetworkSet) -> None:
         """Have these in force from now on, and no others; `step` does it."""
+        self._wanted = networks
         if self._networks != networks or self._filling is not None:
             self._filling = self._fill(networks)
 
@@ -93,15 +95,18 @@ class Listed:
         return self._filling is not None
 
     def check(self) -> bool:
-        """Whether the sets have the size that they should have; if not, they are filled anew."""
-        if self._networks is None or self._filling is not None:
+        """Whether the sets have what they should have, going by their size; if not, they are filled anew."""
+        if self._wanted is None or self._filling is not None:
             return True
+        if self._networks != self._wanted:  # it could not be filled
+            self._filling = self._fill(self._wanted)
+            return False
         with errors("read"), contextlib.closing(IPSet()) as kernel:
             sound = all(
                 _size(kernel, name) == self._sizes[family] for family, (name, _new) in self._names.items()
             )
         if not sound:
-            self._filling = self._fill(self._networks)
+            self._filling = self._fill(self._wanted)
         return sound
 
     def _fill(self, networks: NetworkSet) -> Iterator[None]:
