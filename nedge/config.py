@@ -410,6 +410,11 @@ class Config(_Section):
     log: Log = Log()
     scripts: Scripts = Scripts()
 
+    @property
+    def rejects(self) -> bool:
+        """Whether anything is rejected, so that ends of flows are told."""
+        return "reject" in (self.verdict.action, *dict(self.failures).values())
+
 
 def load(path: Path) -> Config:
     """Read and check a configuration file. Raises ConfigError."""

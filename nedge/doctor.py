@@ -267,6 +267,7 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
         bypass=gateway.fail == "open",
         queues=gateway.workers or os.cpu_count() or 1,
         marks=Marks(gateway.mark_mask, marks["generation"]) if marks else None,
+        rejecting=config.rejects,
         cuts=cut_rules(
             Quarantine(gateway.bridge) if quarantine else None, Listed(gateway.bridge) if listed else None
         ),

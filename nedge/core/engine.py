@@ -40,6 +40,7 @@ from nedge.core.watch import DnsWatch, parse_dns_query
 # Members of enumerations are slow to look up; these are asked for with every packet.
 _NONE, _WATCH, _UPDATED = Share.NONE, Share.WATCH, Hook.PROTOCOL_UPDATED
 _SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
+_DONE = Handshake.DONE
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
 
@@ -104,12 +105,20 @@ class Engine:
     # The way of a packet
 
     def packet(
-        self, data: bytes, now: float, vlan: int = 0, mac: bytes = b"", wire_length: int = MAX_IP_LENGTH
+        self,
+        data: bytes,
+        now: float,
+        vlan: int = 0,
+        mac: bytes = b"",
+        wire_length: int = MAX_IP_LENGTH,
+        *,
+        tracked: bool = True,
     ) -> Action:
         """Judge one packet.
 
         `data`: from the IP header on. `now`: epoch seconds. `mac`: of its sender on this segment, if known.
         `wire_length`: bytes there were on the wire from the IP header on (see `packet.decode`).
+        `tracked`: where there is a kernel, it takes the packet for one of a connection that it knows.
         """
         if now < self.now:
             now = self.now
@@ -142,12 +151,14 @@ class Engine:
         if not from_client and flags & _SYN_ACK == SYN and flow.may_turn_round:
             flow.turn_round()
             from_client = True
+        if flags & ACK and flow.handshake is not _DONE and tracked and self.remark is not None:
+            flow.infer_handshake(packet, from_client)
         flow.count(packet, from_client, now)
         if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
         if flow.looking:
             if mac:
-                self._learn_mac(flow, from_client, mac)
+                (flow.client if from_client else flow.server).mac = mac
             try:
                 self.inspector.look(flow, packet, from_client, int(now * 1000))
             except Exception:
@@ -228,13 +239,6 @@ class Engine:
         if ordered or flow.failures or self.verdicts.policy.host_drop_score:
             self.judge(flow, now)
         return flow
-
-    @staticmethod
-    def _learn_mac(flow: Flow, from_client: bool, mac: bytes) -> None:
-        if from_client:
-            flow.client_mac = flow.client_mac or mac
-        else:
-            flow.server_mac = flow.server_mac or mac
 
     def _inspection_failed(self, flow: Flow) -> None:
         """No more of it for this flow; the policy for inspection errors has its say."""
@@ -342,6 +346,8 @@ class Engine:
         account(flow, key, sent, received, last)
         flow.accounted = self._readings
         if gone:
+            if flow.proto == TCP:
+                flow.closing = True
             self._end(flow, self.now, EndReason.CLOSED if flow.proto == TCP else EndReason.IDLE)
 
     def end_reading(self, now: float) -> None:

@@ -38,6 +38,7 @@ class Handshake(IntEnum):
 
 
 _NOT_SEEN, _OPENED, _ANSWERED, _DONE = Handshake
+_TCP_HEADER = 20
 _SYN_ACK, _SYN_FIN_RST, _KINDS = SYN | ACK, SYN | FIN | RST, SYN | ACK | FIN | RST
 
 
@@ -98,7 +99,6 @@ class Flow:
         "bytes_sent",
         "classification",
         "client",
-        "client_mac",
         "client_score",
         "client_spoke",
         "closing",
@@ -137,7 +137,6 @@ class Flow:
         "risks",
         "score",
         "server",
-        "server_mac",
         "server_score",
         "share",
         "status_map",
@@ -169,8 +168,6 @@ class Flow:
         self.proto = proto = first.proto
         self.client = client
         self.server = server
-        self.client_mac = b""
-        self.server_mac = b""
         self.first_seen = self.last_seen = now
         self.packets_sent = self.packets_rcvd = 0
         self.bytes_sent = self.bytes_rcvd = 0
@@ -317,6 +314,19 @@ class Flow:
         elif self.handshake is _ANSWERED and from_client and flags & ~PSH == ACK:
             self.handshake = _DONE
 
+    def infer_handshake(self, packet: Packet, from_client: bool) -> None:
+        """A segment with ACK shows that the parts of the handshake came which a kernel passed unseen."""
+        flags = packet.flags
+        if flags & SYN or self.handshake is _NOT_SEEN or (flags & RST and not from_client):
+            return
+        if self.handshake is _OPENED:
+            self.handshake = _ANSWERED
+            self.tcp_flags |= _SYN_ACK
+            self.packets_rcvd += 1
+            self.bytes_rcvd += packet.l4 + _TCP_HEADER  # at least; the kernel's counters will say it
+        if from_client:
+            self.handshake = _DONE
+
     @property
     def may_turn_round(self) -> bool:
         """Whether nothing was made yet of who the client is: the SYN's answer was seen first, no more."""
@@ -326,7 +336,6 @@ class Flow:
         """A SYN shows that the client is the other end."""
         self.key = reverse_key(self.key)
         self.client, self.server = self.server, self.client
-        self.client_mac, self.server_mac = self.server_mac, self.client_mac
         self.packets_sent, self.packets_rcvd = self.packets_rcvd, self.packets_sent
         self.bytes_sent, self.bytes_rcvd = self.bytes_rcvd, self.bytes_sent
         self.stream = Stream()

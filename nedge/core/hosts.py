@@ -42,6 +42,7 @@ class Host:
         "forgiven",
         "ip",
         "local",
+        "mac",
         "operator",
         "quarantined_until",
         "score_as_client",
@@ -57,6 +58,8 @@ class Host:
         self.ip = ip_text(address)
         self.flows = 0
         """Live flows it is an end of."""
+        self.mac = b""
+        """From which its latest packet came that was looked into, on this segment; empty if none told."""
         self.directory: Directory | None = None
         """That which described it."""
         self.local = False

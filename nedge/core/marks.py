@@ -42,6 +42,11 @@ class Marks:
             return 0
         return (self.generation << _SHARE_BITS | share) << self.shift & self.mask
 
+    @property
+    def untracked(self) -> int:
+        """On a packet that belongs to no connection. A generation without a share: none has it."""
+        return 1 << self.shift + _SHARE_BITS
+
     def share_of(self, mark: int) -> Share:
         """The share in a connection's mark, whatever its generation."""
         return Share((mark & self.share_mask) >> self.shift)

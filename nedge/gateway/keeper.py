@@ -65,11 +65,17 @@ class Keeper:
     # At the start, at a reload, at the end
 
     def enforce(
-        self, marks: Marks | None, exempt: Sequence[str] | None, listed: NetworkSet | None = None
+        self,
+        marks: Marks | None,
+        exempt: Sequence[str] | None,
+        listed: NetworkSet | None = None,
+        *,
+        rejecting: bool = False,
     ) -> None:
         """Put the rules in, in place of those there are, without a gap. Raises KernelError.
 
         exempt: networks that are never cut; None: no host is put in quarantine, or listed.
+        rejecting: see `RuleSet`.
         listed: networks that are cut; the first are in force on return, newer ones within seconds.
         """
         if listed is not None:
@@ -83,7 +89,7 @@ class Keeper:
             self.quarantine.allow(exempt)
         quarantine = None if exempt is None else self.quarantine
         cuts = cut_rules(quarantine, None if listed is None else self.listed)
-        self.rules = replace(self.rules, marks=marks, cuts=cuts)
+        self.rules = replace(self.rules, marks=marks, rejecting=rejecting, cuts=cuts)
         if self._state.get(FRAMES) is None or not self.frames.installed():
             self.frames.install(self._state)
         self._install_rules()

@@ -20,12 +20,12 @@ class Rejector:
         self.injector.send(rejection(data, in_port, out_port, mac, target, vlan))
 
     def _destination_mac(self, data: bytes, vlan: int) -> bytes:
-        """The other end's, as the flow's packets from there showed it; empty if none came yet."""
+        """The other end's, as packets from there showed it; empty if none came yet."""
         packet = decode(data, vlan)
         flow = self._engine.table.get(packet.key) if isinstance(packet, Packet) else None
         if flow is None or not isinstance(packet, Packet):
             return b""
-        return flow.server_mac if packet.key == flow.key else flow.client_mac
+        return (flow.server if packet.key == flow.key else flow.client).mac
 
     def renew(self, rate: float) -> None:
         """So many answers per second from now on."""

@@ -196,8 +196,13 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     )
     keeper = Keeper(rules, frames, bridge, state)
     put_back(keeper.release)
-    # In place of what a crash left, without a gap.
-    keeper.enforce(marks, exempt(config, parts, orders.book), listed(config, parts))
+
+    def enforce() -> None:
+        """In place of what a crash left, or of the rules before, without a gap."""
+        spared = exempt(config, parts, orders.book)
+        keeper.enforce(marks, spared, listed(config, parts), rejecting=config.rejects)
+
+    enforce()
     taken = lambda: int(supervisor.totals().get("queue_taken", 0))  # noqa: E731
     unjudged = Unjudged(keeper.sent, taken, range(gateway.queue, gateway.queue + count))
     unjudged.look()
@@ -266,7 +271,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         supervisor.renew(partial(work, config, make, marks, fail_open, orders.book), renewed, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         unjudged.look()
-        keeper.enforce(marks, exempt(config, parts, orders.book), listed(config, parts))
+        enforce()
         unjudged.look()
         if marks:  # generations go round: marks of old ones must not come alive again
             clear_marks(marks, but=marks.generation)

@@ -122,6 +122,7 @@ class Worker:
             fail_open=fail_open,
             on_error=self._engine_failed,
             mark_mask=marks.mask if marks else 0,
+            untracked_mark=marks.untracked if marks else 0,
             gso=gso,
             reject=rejector,
             vlan_mask=vlan_mask,
@@ -181,14 +182,14 @@ class Worker:
         engine, packet, clock = self.engine, self.engine.packet, self.clock
         if self._marks is None:
             if self.mode == "monitor":
-                return lambda data, mac, vlan: packet(data, clock(), vlan, mac) and 0
-            return lambda data, mac, vlan: packet(data, clock(), vlan, mac)
+                return lambda data, mac, vlan, _tracked: packet(data, clock(), vlan, mac) and 0
+            return lambda data, mac, vlan, _tracked: packet(data, clock(), vlan, mac)
 
         values = self._values
         monitor = self.mode == "monitor"
 
-        def judge(data: bytes, mac: bytes, vlan: int) -> int:
-            action = packet(data, clock(), vlan, mac)
+        def judge(data: bytes, mac: bytes, vlan: int, tracked: bool) -> int:
+            action = packet(data, clock(), vlan, mac, tracked=tracked)
             return values[engine.share] or (0 if monitor else action)
 
         return judge

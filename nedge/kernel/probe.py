@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from nedge.core.marks import Marks
 from nedge.kernel.bridge import SYSCTLS, check_ports
 from nedge.kernel.errors import KernelError
 from nedge.kernel.links import Link, links, read_sysctl, write_sysctl
@@ -57,7 +58,8 @@ def examine(
     yield from first
     if any(problem.fatal for check in first for problem in check.problems):
         return
-    rules = RuleSet(bridge, tuple(lan), tuple(wan), queue, bypass=True)
+    marks = Marks(mark_mask) if mark_mask else None
+    rules = RuleSet(bridge, tuple(lan), tuple(wan), queue, bypass=True, marks=marks)
     yield Check("rules", "the kernel takes them", refused_rules(rules))
     yield Check("marks", f"nothing else uses {mark_mask:#x}", foreign_marks(mark_mask))
     yield Check("ports", f"MTU {found[ports[0]].mtu}", doubtful_links(found, bridge, lan, wan))
@@ -177,7 +179,7 @@ def refused_rules(rules: RuleSet) -> list[Problem]:
             problems.append(
                 Problem(
                     f"{RESTORE[family]} refused nedge's rules ({said}): the kernel needs xt_NFQUEUE, "
-                    "xt_physdev, xt_conntrack, xt_pkttype and xt_hl"
+                    "xt_physdev, xt_conntrack, xt_pkttype and xt_hl; to offload, xt_connmark and xt_bpf"
                 )
             )
     return problems

@@ -59,6 +59,9 @@ class RuleSet:
     """So many queues, from `queue` on; a pair of hosts keeps to one."""
     marks: Marks | None = None
     """The marks by which the kernel knows what was decided; None: every packet goes to the queue."""
+    rejecting: bool = False
+    """Ends of blocked flows are told, for which their MAC addresses must be known: so the server's first
+    packet comes up."""
     cuts: Mapping[Family, Sequence[str]] = field(default_factory=dict)
     """Rules that cut hosts off; they come before all that lets packets pass."""
     state: State | None = None
@@ -75,9 +78,9 @@ class RuleSet:
     def rules(self, family: Family) -> list[str]:
         """The rules of the chain, in order."""
         rules = [
-            # Only counts; what matters is that it turns connection tracking on, and so the
-            # reassembly of fragments: a fragment without its ports could not be judged.
-            "-m conntrack --ctstate INVALID",
+            # It turns connection tracking on, and so the reassembly of fragments: a fragment without its
+            # ports could not be judged. And it marks what belongs to no connection, until that is judged.
+            "-m conntrack --ctstate INVALID" + (_note_untracked(self.marks) if self.marks else ""),
             # A flooded packet is several that share an unconfirmed connection; the queue would lose them.
             "-m pkttype ! --pkt-type unicast -j RETURN",
         ]
@@ -89,7 +92,7 @@ class RuleSet:
             ]
         rules += self.cuts.get(family, ())
         if self.marks:
-            rules += _mark_rules(self.marks, family)
+            rules += _mark_rules(self.marks, family, rejecting=self.rejecting)
         last = self.queue + self.queues - 1
         numbers = f"--queue-balance {self.queue}:{last}" if self.queues > 1 else f"--queue-num {self.queue}"
         target = f"-j NFQUEUE {numbers}{' --queue-bypass' if self.bypass else ''}"
@@ -160,7 +163,11 @@ class RuleSet:
         restore(family, "\n".join(lines))
 
 
-def _mark_rules(marks: Marks, family: Family) -> list[str]:
+def _note_untracked(marks: Marks) -> str:
+    return f" -m mark --mark 0x0/{marks.mask:#x} -j MARK --set-xmark {marks.untracked:#x}/{marks.mask:#x}"
+
+
+def _mark_rules(marks: Marks, family: Family, *, rejecting: bool) -> list[str]:
     """What the kernel does by itself: keep the mark of a judged packet, obey the marks of connections."""
     ours, share = f"{marks.mask:#x}", f"{marks.share_mask:#x}"
     passed, dropped, watched = (
@@ -168,7 +175,8 @@ def _mark_rules(marks: Marks, family: Family) -> list[str]:
         for share in (Share.PASS, Share.DROP, Share.WATCH)
     )
     no_payload = f'-m bpf --bytecode "{NO_PAYLOAD[family]}"'
-    return [
+    tcp = "-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK"
+    rules = [
         f"-m mark ! --mark 0x0/{share} -j CONNMARK --save-mark --nfmask {ours} --ctmask {ours}",
         # A packet that has been judged never meets the queue again, whether or not its connection could keep
         # the mark (an invalid packet has none).
@@ -179,8 +187,12 @@ def _mark_rules(marks: Marks, family: Family) -> list[str]:
         f"{watched} -m conntrack --ctdir REPLY -j RETURN",
         f"-p tcp {watched} {no_payload} -j RETURN",
         # A bare ACK tells nothing; that the handshake is done, the first data tells as well.
-        f"-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK ACK {no_payload} -j RETURN",
+        f"{tcp} ACK {no_payload} -j RETURN",
     ]
+    if not rejecting:
+        # The same goes for what answers a SYN. (A FIN must not pass: it would overtake the data before it.)
+        rules.append(f"{tcp} SYN,ACK -m conntrack --ctdir REPLY {no_payload} -j RETURN")
+    return rules
 
 
 # Classic BPF that matches a TCP segment without payload; the packet starts at the IP header.

@@ -61,8 +61,8 @@ def full_info(flow: Flow, context: Context) -> dict[str, Any]:
         "hash_entry_id": flow.id,
         "verdict.pass": context.action(flow) is Action.PASS,
     }
-    info |= _end("cli", flow.client, flow.client_port, flow.client_mac, context)
-    info |= _end("srv", flow.server, flow.server_port, flow.server_mac, context)
+    info |= _end("cli", flow.client, flow.client_port, context)
+    info |= _end("srv", flow.server, flow.server_port, context)
     info |= dns_info(facts) | http_info(facts) | tls_info(facts) | ssh_info(facts)
     if flow.proto == TCP:
         info |= tcp_stats(flow)
@@ -194,13 +194,13 @@ def basic_info(flow: Flow, info: str) -> tuple[str | int, ...]:
     )
 
 
-def _end(side: str, host: Host, port: int, mac: bytes, context: Context) -> dict[str, Any]:
+def _end(side: str, host: Host, port: int, context: Context) -> dict[str, Any]:
     return {
         f"{side}.ip": host.ip,
         f"{side}.key": host.key,
         f"{side}.port": port,
         f"{side}.vlan": host.vlan,
-        f"{side}.mac": mac.hex(":"),
+        f"{side}.mac": host.mac.hex(":"),
         f"{side}.host": host.ip,
         f"{side}.localhost": host.local,
         f"{side}.blacklisted": host.blacklisted,

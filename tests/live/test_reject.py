@@ -45,7 +45,7 @@ class Queue(PacketQueue):
             handle(packet)
         return note
 
-def judge(data, mac, vlan):
+def judge(data, mac, vlan, tracked):
     global spent, count, largest
     packet = decode(data)
     if not isinstance(packet, Packet):

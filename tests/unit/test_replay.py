@@ -223,7 +223,7 @@ def test_vlan_and_mac_reach_the_flow(tmp_path: Path) -> None:
     tagged = [(time, bytes_[:12] + b"\x81\x00\x00\x2a" + bytes_[12:]) for time, bytes_ in FRAMES]
     run = Run(pcap(tagged), tmp_path)
     flow = run.flows[0].flow
-    assert (flow.vlan, flow.client_mac) == (42, MACS[6:])
+    assert (flow.vlan, flow.client.mac) == (42, MACS[6:])
 
 
 def test_frames_that_are_not_ip(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_macs() -> None:
     rig.feed(s2c(), mac=b"\x02\0\0\0\0\2")
     rig.feed(c2s(), mac=b"\x02\0\0\0\0\3")
     flow = the_flow(rig)
-    assert (flow.client_mac, flow.server_mac) == (b"\x02\0\0\0\0\1", b"\x02\0\0\0\0\2")
+    assert (flow.client.mac, flow.server.mac) == (b"\x02\0\0\0\0\3", b"\x02\0\0\0\0\2")
 
 
 def test_land_packet() -> None:

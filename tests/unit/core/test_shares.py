@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from core_kit import ACK, FIN, PSH, SYN, T0, Rig, StubClassifier, StubScripts, ip4, udp
+from core_kit import ACK, FIN, PSH, RST, SYN, T0, Rig, StubClassifier, StubScripts, ip4, udp
 from test_engine import ask, block_names, c2s, ended, handshake, open_tcp, s2c, the_flow
 
 from nedge.core.engine import Engine
-from nedge.core.flow import EndReason, Flow, Share
+from nedge.core.flow import EndReason, Flow, Handshake, Share
 from nedge.core.hooks import Hook
 from nedge.core.hosts import Directory
 from nedge.core.inspection import NameLists
@@ -119,6 +119,70 @@ def test_a_syn_on_a_flow_that_the_kernel_has_is_a_new_flow() -> None:
     rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
     rig.feed(c2s(b"", SYN, seq=5000), 1)
     assert ended(rig) == [(EndReason.REPLACED, 1.0)]
+
+
+# What the kernel passes unseen of a handshake
+
+
+HELLO = c2s(b"SSH-2.0-x\r\n", PSH | ACK)
+
+
+def handshakes(rig: Rig) -> tuple[Handshake, int, int]:
+    flow = the_flow(rig)
+    return flow.handshake, flow.packets_sent, flow.packets_rcvd
+
+
+def test_what_the_client_sends_shows_that_the_handshake_is_done() -> None:
+    rig, _ = offloading()
+    rig.feed(c2s(b"", SYN, seq=99))
+    assert handshakes(rig) == (Handshake.SYN, 1, 0)
+    rig.feed(HELLO)
+    assert handshakes(rig) == (Handshake.DONE, 2, 1)
+    flow = the_flow(rig)
+    assert flow.bytes_rcvd == 40  # both headers, until the kernel says it better
+    assert flow.share is Share.PASS
+    rig.engine.account(flow.key, (4, 300), (2, 120), T0 + 1, gone=False)
+    assert (flow.packets_rcvd, flow.bytes_rcvd) == (2, 120)
+
+
+def test_who_sees_all_infers_nothing() -> None:
+    rig = Rig()
+    for data in (c2s(b"", SYN, seq=99), HELLO):
+        rig.feed(data)
+    assert handshakes(rig) == (Handshake.SYN, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (s2c(b"220 mail\r\n", PSH | ACK), (Handshake.SYN_ACK, 1, 2)),  # a server that speaks first
+        (s2c(b"", RST | ACK), (Handshake.SYN, 1, 1)),  # refused
+        (c2s(b"", RST), (Handshake.SYN, 2, 0)),  # a scanner's kernel, which asked for no answer
+        (c2s(b"", RST | ACK), (Handshake.DONE, 2, 1)),  # opened, and hung up
+        (c2s(b"", FIN | ACK), (Handshake.DONE, 2, 1)),
+        (c2s(b"", SYN, seq=99), (Handshake.SYN, 2, 0)),
+    ],
+)
+def test_only_what_could_not_be_without_an_answer_shows_that_there_was_one(
+    second: bytes, expected: tuple[Handshake, int, int]
+) -> None:
+    rig, _ = offloading()
+    rig.feed(c2s(b"", SYN, seq=99))
+    rig.feed(second)
+    assert handshakes(rig) == expected
+
+
+def test_what_belongs_to_no_connection_shows_nothing() -> None:
+    rig, _ = offloading()
+    rig.feed(c2s(b"", SYN, seq=99))
+    rig.engine.packet(HELLO, T0, tracked=False)
+    assert handshakes(rig) == (Handshake.SYN, 2, 0)
+
+
+def test_no_handshake_is_made_up_for_a_flow_whose_start_was_not_seen() -> None:
+    rig, _ = offloading()
+    rig.feed(HELLO)
+    assert handshakes(rig) == (Handshake.NONE, 1, 0)
 
 
 # Counters and ends

@@ -73,7 +73,7 @@ class Bench:
         self.queue = PacketQueue(5, self.judge, length=100, fail_open=fail_open, on_error=self.errors.append)
         self.number = 0
 
-    def judge(self, data: bytes, mac: bytes, vlan: int) -> int:
+    def judge(self, data: bytes, mac: bytes, vlan: int, tracked: bool) -> int:
         self.judged.append((data, mac))
         if data == b"raise":
             raise SystemExit("out of the judge")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nedge.core.marks import Marks
 from nedge.kernel import rules
 from nedge.kernel.errors import KernelError
 from nedge.kernel.probe import forward_policy
@@ -42,6 +43,24 @@ def test_the_transaction_for_ipv4() -> None:
         "-I FORWARD 1 -m physdev --physdev-is-bridged -j NEDGE-br0",
         "COMMIT",
     ]
+
+
+def test_a_syns_answer_comes_up_only_where_both_ends_have_to_be_told() -> None:
+    for rejecting in (False, True):
+        for family in rules.FAMILIES:
+            lines = rule_set(marks=Marks(), rejecting=rejecting).rules(family)
+            passed = [line for line in lines if " SYN,ACK " in line.replace("SYN,FIN,RST,ACK", "")]
+            assert [line.split(" -m bpf ")[0] for line in passed] == [
+                "-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK SYN,ACK -m conntrack --ctdir REPLY"
+            ] * (not rejecting)
+
+
+def test_the_mark_of_what_is_untracked_tells_of_no_decision_and_stays_off_judged_packets() -> None:
+    marks = Marks(0x00F00000, 2)
+    assert marks.untracked & marks.mask == marks.untracked
+    assert not marks.untracked & marks.share_mask
+    (line,) = (line for line in rule_set(marks=marks).rules("ip") if "INVALID" in line)
+    assert line.endswith("-m mark --mark 0x0/0xf00000 -j MARK --set-xmark 0x400000/0xf00000")
 
 
 def test_fail_closed_has_no_bypass() -> None:

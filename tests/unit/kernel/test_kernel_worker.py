@@ -35,7 +35,7 @@ class FakeQueue:
         return self.reader.fileno()
 
     def drain(self) -> None:
-        self.verdicts.append(self.judge(self.reader.recv(100), b"mac", 0))
+        self.verdicts.append(self.judge(self.reader.recv(100), b"mac", 0, True))
 
     def close(self) -> None:
         self.closed = True
