@@ -15,7 +15,7 @@ from ipaddress import ip_address, ip_network
 
 import structlog
 
-from nedge.core.lists import NetworkSet
+from nedge.core.lists import NetworkSet, Range
 from nedge.core.marks import Marks
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.errors import KernelError
@@ -65,7 +65,7 @@ class Keeper:
     # At the start, at a reload, at the end
 
     def enforce(
-        self, marks: Marks | None, exempt: Sequence[str] | None, listed: NetworkSet | None = None
+        self, marks: Marks | None, exempt: Sequence[str | Range] | None, listed: NetworkSet | None = None
     ) -> None:
         """Put the rules in, in place of those there are, without a gap. Raises KernelError.
 
@@ -105,7 +105,7 @@ class Keeper:
         else:
             self.listed.take(networks)
 
-    def spare(self, exempt: Sequence[str] | None) -> None:
+    def spare(self, exempt: Sequence[str | Range] | None) -> None:
         """From now on these are never cut, and no others."""
         if self.quarantine is not None and exempt is not None:
             quarantine = self.quarantine

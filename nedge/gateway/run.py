@@ -20,7 +20,7 @@ import structlog
 
 from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
-from nedge.core.lists import NetworkSet
+from nedge.core.lists import NetworkSet, Range
 from nedge.core.marks import Marks
 from nedge.core.orders import Kind, OrderBook
 from nedge.core.verdict import Operator
@@ -91,7 +91,7 @@ class Parts:
     """What the gateway is run with, beside its configuration."""
 
     make_judging: JudgingMaker
-    exempt: Callable[[Config], list[str]] = lambda _: []
+    exempt: Callable[[Config], list[str | Range]] = lambda _: []
     """The networks and addresses that are never cut off."""
     listed: Callable[[Config], NetworkSet] = lambda _: NetworkSet()
     """Those that the kernel cuts off by itself."""
@@ -301,7 +301,7 @@ def how_it_is(supervisor: Supervisor, mode: str, count: int) -> str:
     )
 
 
-def exempt(config: Config, parts: Parts, orders: OrderBook) -> list[str] | None:
+def exempt(config: Config, parts: Parts, orders: OrderBook) -> list[str | Range] | None:
     """Who is never cut off; None: nobody is."""
     if config.gateway.mode == "monitor" or not (config.verdict.host_drop_score or config.lists.drop_hosts):
         return None
