@@ -7,7 +7,6 @@ standard error, as that of who started it.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from typing import Any, Literal
@@ -26,12 +25,13 @@ Task = Literal["prepare", "refresh"]
 
 def start(task: Task, config: Config) -> subprocess.Popen[bytes]:
     """Begin: prepare packs what is not packed yet, refresh asks the sources that are due, too."""
-    process = subprocess.Popen(
-        interpreter.module("nedge.lists.job"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=interpreter.environment(),
-    )
+    with interpreter.held(interpreter.SUPERVISORS):
+        process = subprocess.Popen(
+            interpreter.module("nedge.lists.job"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=interpreter.environment(),
+        )
     assert process.stdin is not None
     request = {"task": task, "lists": config.lists.model_dump(mode="json"), "log": config.log.model_dump()}
     with process.stdin as pipe:
@@ -64,8 +64,7 @@ def outcome(output: bytes, status: int) -> str:
 def main() -> None:
     """What the other process does."""
     interpreter.die_with_parent()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # sent to all of nedge; the supervisor decides
+    interpreter.ignore(interpreter.SUPERVISORS)
     request: dict[str, Any] = orjson.loads(sys.stdin.buffer.read())
     settings = Lists.model_validate(request["lists"])
     logging = Log.model_validate(request["log"])

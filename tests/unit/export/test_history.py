@@ -444,11 +444,11 @@ def test_a_full_disk_loses_nothing_at_first(tmp_path: Path, monkeypatch: pytest.
     with capture_logs() as logs:
         history.add(flow_lines(T0, 1000))
         history._write()
-        assert (history.written, history.lost, history._waiting) == (0, 0, 1000)
+        assert (history.written, history.lost, history.waiting) == (0, 0, 1000)
         assert history.failures >= 1
         database.execute("PRAGMA max_page_count = 100000")
         history._write()
-    assert (history.written, history.lost, history._waiting) == (1000, 0, 0)
+    assert (history.written, history.lost, history.waiting) == (1000, 0, 0)
     assert {entry["event"] for entry in logs} == {"history_failed"}
     assert "full" in logs[0]["error"]
 
@@ -458,9 +458,9 @@ def test_what_waits_too_long_is_lost_and_counted(tmp_path: Path, monkeypatch: py
     history = made(tmp_path / "none" / "history.db")
     with capture_logs() as logs:
         history.add(flow_lines(T0, 1000))
-        assert (history.lost, history._waiting) == (0, 1000)
+        assert (history.lost, history.waiting) == (0, 1000)
         history.add(flow_lines(T0, 1000))
-        assert (history.lost, history._waiting) == (2000, 0)
+        assert (history.lost, history.waiting) == (2000, 0)
     assert history.failures == 1, "it is not tried with every line"
     assert [entry["event"] for entry in logs] == ["history_failed"]
     (tmp_path / "none").mkdir()
