@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -117,9 +118,15 @@ class ExporterProcess:
 
     def _spawn(self) -> None:
         ours, theirs = Link.pair()
-        pid = fork("nedge-exporter", self.forked, lambda: self._be_exporter(ours, theirs), last=True)
-        theirs.close()
-        self._pid, self._link, self._heard = pid, ours, time.monotonic()
+        be_exporter = partial(self._be_exporter, ours, theirs)
+        try:
+            self._pid = fork("nedge-exporter", self.forked, be_exporter, last=True)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._link, self._heard = ours, time.monotonic()
 
     def _be_exporter(self, ours: Link, link: Link) -> int:
         """In the child. It ends when it is told to, or when there is no supervisor any more."""

@@ -278,9 +278,14 @@ class Supervisor:
         # Should this fail, there is a next time.
         child.restart_at = time.monotonic() + _RESTART_PAUSES[-1]
         be_worker = partial(self._be_worker, child.number, ours, theirs)
-        pid = fork(f"nedge-worker-{child.number}", self.forked, be_worker)
-        theirs.close()
-        child.pid, child.link, child.ready, child.failed = pid, ours, False, ""
+        try:
+            child.pid = fork(f"nedge-worker-{child.number}", self.forked, be_worker)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        child.link, child.failed = ours, ""
         child.serial, self._starts = self._starts, self._starts + 1
         child.started = child.heard = time.monotonic()
         self.watch(ours, lambda _events: self._hear(child))
@@ -363,7 +368,7 @@ class Supervisor:
                 os.waitpid(child.pid, 0)
             child.pid = 0
         add_figures(self._past, {name: value for name, value in child.beat.items() if name not in GAUGES})
-        child.beat = {}
+        child.ready, child.beat = False, {}
         now = time.monotonic()
         young = now - child.started < _YOUNG_SECONDS
         child.deaths = child.deaths + 1 if young else 0

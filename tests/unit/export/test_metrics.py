@@ -383,8 +383,9 @@ def test_a_client_that_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(endpoint_module, "SLOWEST", 0.3)
     with open_metrics() as (_metrics, port):
         (client,) = silent(port, 1)
-        client.settimeout(30)
-        assert client.recv(100) == b""
+        with client:
+            client.settimeout(30)
+            assert client.recv(100) == b""
 
 
 def test_an_answer_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
