@@ -154,7 +154,7 @@ def run(config: ConfigOption = None) -> None:
 
     settings = configure(config)
     check_dpi(settings.dpi.library)
-    rehearse(settings)
+    rehearse(settings, starting=True)
     tame_garbage_collector()
     exempt = partial(allowed_networks, load=load_lists)
     listed = partial(dropped_networks, load=load_lists)

@@ -240,6 +240,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     refresher = Refresher(config)
     undo.callback(refresher.close)
     supervisor.every(STEP, "lists", refresher.tick)
+    supervisor.every(STATUS_SECONDS, "orders", orders.store_again)
     supervisor.every(LOOK_SECONDS, "event file", partial(reopen, exporter, signals))
     supervisor.every(LOOK_SECONDS, "exporter", partial(exporter.tick, supervisor, totals))
     manager.ready(how_it_is(supervisor, gateway.mode, count))

@@ -6,6 +6,7 @@ standard error, as that of who started it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -43,14 +44,14 @@ def start(task: Task, config: Config) -> subprocess.Popen[bytes]:
 def prepare(config: Config) -> None:
     """As `refresh.prepare`, in another process; nothing is started where there is nothing to do.
 
-    Raises ListError.
+    Raises ListError; CacheError where it is not the lists that are to blame.
     """
     if refresh.is_prepared(config.lists):
         return
     process = start("prepare", config)
     output, _ = process.communicate()
     if problem := outcome(output, process.returncode):
-        raise refresh.ListError(problem)
+        raise (refresh.CacheError if is_of_cache(output) else refresh.ListError)(problem)
 
 
 def outcome(output: bytes, status: int) -> str:
@@ -59,6 +60,13 @@ def outcome(output: bytes, status: int) -> str:
         return str(orjson.loads(output).get("error", ""))
     except orjson.JSONDecodeError:
         return f"the process that works on lists ended with exit status {status}"
+
+
+def is_of_cache(output: bytes) -> bool:
+    """Whether the cache is to blame for what went wrong, by what the process said."""
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return bool(orjson.loads(output).get("of_cache"))
+    return False
 
 
 def main() -> None:
@@ -78,6 +86,7 @@ def main() -> None:
             answer["changed"] = refresh.refresh(settings)
     except refresh.ListError as error:
         answer["error"] = str(error)
+        answer["of_cache"] = isinstance(error, refresh.CacheError)
     sys.stdout.buffer.write(orjson.dumps(answer))
 
 
