@@ -97,8 +97,8 @@ def live(config: Config, writer: socket.socket) -> Iterator[Live]:
 def rehearse(config: Config, *, starting: bool = False) -> None:
     """Build all that a live engine needs, once, so that what is wrong with it is found before workers start.
 
-    starting: a disk that is full does not keep the gateway from judging: lists are as they were packed last, or
-    read from their sources. Raises ConfigError or DpiError.
+    starting: a disk that is full does not keep the gateway from judging: lists are as they were packed last,
+    or read from their sources. Raises ConfigError or DpiError.
     """
     try:
         job.prepare(config)

@@ -80,6 +80,8 @@ class History:
         self._retry_at = 0.0
         self._next_look = 0.0
         self._database: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        """Of its file."""
 
     def add(self, lines: bytes) -> None:
         """Take lines of EVE JSON, and write what is due."""
@@ -112,6 +114,7 @@ class History:
             if now < self._retry_at:
                 return
             with self._guarded():
+                self._check_place()
                 self._keep_within_bounds(self._open())
 
     def close(self) -> None:
@@ -153,7 +156,9 @@ class History:
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))  # not for everybody
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)  # not for everybody
+            self._identity = _identity(os.fstat(fd))
+            os.close(fd)
             self._database = database = sqlite3.connect(self.path, timeout=1.0)
             database.execute("PRAGMA auto_vacuum = INCREMENTAL")
             database.execute("PRAGMA journal_mode = WAL")
@@ -167,6 +172,13 @@ class History:
                 with database:
                     create_tables(database)
         return self._database
+
+    def _check_place(self) -> None:
+        """SQLite goes on writing to a file that somebody removed, moved or emptied; nobody will read that."""
+        if self._database is not None:
+            status = os.stat(self.path)
+            if _identity(status) != self._identity or not status.st_size:
+                raise sqlite3.OperationalError("somebody moved or emptied the file")
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -259,6 +271,10 @@ class History:
             return sum(
                 database.execute(f"DELETE FROM {table} WHERE at < ?", (before,)).rowcount for table in TABLES
             )
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 # From events to rows

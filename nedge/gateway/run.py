@@ -37,7 +37,7 @@ from nedge.gateway.rejecting import Rejector
 from nedge.gateway.reloading import Reloading
 from nedge.gateway.signals import HAND_OVER, StopSignals, stop_signals
 from nedge.gateway.supervisor import Supervisor, add_figures
-from nedge.gateway.trial import Trial
+from nedge.gateway.trial import rehearse
 from nedge.gateway.unjudged import Unjudged
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
@@ -380,7 +380,7 @@ def renew(
     if parts.reread is None:
         raise ConfigError("there is no file to read again: nedge was started without --config")
     renewed, notes = parts.reread(), []
-    rehearse(renewed, parts, supervisor, forked)
+    rehearse(partial(parts.rehearse, renewed), supervisor, forked)
     for section in ("gateway", "control"):
         former = getattr(config, section)
         if getattr(renewed, section) != former:
@@ -392,20 +392,6 @@ def renew(
     if renewed.dpi.library != config.dpi.library:
         notes.append("a change of dpi.library takes effect when nedge starts again")
     return renewed, notes
-
-
-def rehearse(config: Config, parts: Parts, supervisor: Supervisor, forked: Callable[[], None]) -> None:
-    """Try a configuration, and look after the workers meanwhile. Raises ConfigError if it cannot be used."""
-    trial = Trial(partial(parts.rehearse, config), forked)
-    over: list[int] = []
-    supervisor.watch(trial, over.append)
-    supervisor.serve(until=lambda: bool(over) or trial.is_late(), reloading=True)
-    supervisor.unwatch(trial)
-    if supervisor.stopping:
-        trial.abandon()
-        raise ConfigError("the gateway ends")
-    if problem := trial.outcome():
-        raise ConfigError(problem)
 
 
 def work(

@@ -13,7 +13,9 @@ from collections.abc import Callable
 
 import structlog
 
+from nedge.config import ConfigError
 from nedge.gateway.children import fork
+from nedge.gateway.supervisor import Supervisor
 
 LONGEST = 600.0
 """Seconds after which it is ended: it must hang."""
@@ -21,14 +23,28 @@ LONGEST = 600.0
 log = structlog.get_logger()
 
 
+def rehearse(attempt: Callable[[], None], supervisor: Supervisor, forked: Callable[[], None]) -> None:
+    """Try a configuration, and look after the workers meanwhile.
+
+    `attempt` raises what is wrong, in sentences. `forked` closes what is the supervisor's. Raises ConfigError
+    if it cannot be used, or OSError if there can be no more processes.
+    """
+    trial = Trial(attempt, forked)
+    over: list[int] = []
+    supervisor.watch(trial, over.append)
+    supervisor.serve(until=lambda: bool(over) or trial.is_late(), reloading=True)
+    supervisor.unwatch(trial)
+    if supervisor.stopping:
+        trial.abandon()
+        raise ConfigError("the gateway ends")
+    if problem := trial.outcome():
+        raise ConfigError(problem)
+
+
 class Trial:
     """One attempt. `fileno()` is readable when it is over; then `outcome()` tells."""
 
     def __init__(self, attempt: Callable[[], None], forked: Callable[[], None]) -> None:
-        """`attempt` raises what is wrong, in sentences. `forked` closes what is the supervisor's.
-
-        Raises OSError if there can be no more processes.
-        """
         self._reader, writer = os.pipe()
         try:
             self._pid = fork("nedge-trial", forked, lambda: _try(attempt, writer))

@@ -1,4 +1,4 @@
-"""What must not move the firewall: signals to all of its processes, full disks, damaged files, large lists."""
+"""What must not move the firewall: signals to all of its processes, full disks, damaged files."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ from structlog.testing import capture_logs
 from nedge.config import Config, ConfigError, Lists
 from nedge.gateway import supervisor as module
 from nedge.gateway.link import Link
-from nedge.gateway.run import Parts, rehearse
 from nedge.gateway.signals import STOP_SIGNALS, StopSignals, stop_signals
 from nedge.gateway.supervisor import Supervisor
+from nedge.gateway.trial import rehearse
 from nedge.interpreter import SUPERVISORS
 from nedge.lists import job
 
@@ -194,7 +194,7 @@ def test_a_list_job_ignores_them_from_the_first_moment_on(tmp_path: Path) -> Non
 def test_a_trial_keeps_nobody_waiting(supervisor: Supervisor, signals: StopSignals, tmp_path: Path) -> None:
     ticks: list[float] = []
 
-    def slow(_config: Config) -> None:
+    def slow() -> None:
         while not (tmp_path / "go").exists():
             time.sleep(0.01)
 
@@ -209,14 +209,10 @@ def test_a_trial_keeps_nobody_waiting(supervisor: Supervisor, signals: StopSigna
 
     supervisor.every(0.02, "ticks", tick)
     with capture_logs():
-        rehearse(Config(), Parts(nothing, rehearse=slow), supervisor, supervisor.forked)
+        rehearse(slow, supervisor, supervisor.forked)
     assert len(ticks) > 5
     assert signals.reload
     assert supervisor.restarts == 1
-
-
-def nothing(*_arguments: Any) -> Any:
-    raise AssertionError("not called")
 
 
 @pytest.mark.parametrize(
@@ -229,25 +225,24 @@ def nothing(*_arguments: Any) -> Any:
     ],
 )
 def test_what_is_wrong_is_told(supervisor: Supervisor, attempt: str, why: str) -> None:
-    def fail(_config: Config) -> None:
+    def fail() -> None:
         exec(attempt)
 
     with capture_logs(), pytest.raises(ConfigError, match=why):
-        rehearse(Config(), Parts(nothing, rehearse=fail), supervisor, supervisor.forked)
+        rehearse(fail, supervisor, supervisor.forked)
     assert supervisor.healthy
 
 
 def test_a_trial_that_hangs_is_ended(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nedge.gateway.trial.LONGEST", 0.5)
-    parts = Parts(nothing, rehearse=lambda _: time.sleep(600))
     with pytest.raises(ConfigError, match="could not be tried within"):
-        rehearse(Config(), parts, supervisor, supervisor.forked)
+        rehearse(lambda: time.sleep(600), supervisor, supervisor.forked)
 
 
 def test_the_end_of_the_gateway_waits_for_no_trial(
     supervisor: Supervisor, signals: StopSignals, tmp_path: Path
 ) -> None:
-    def stop_all(_config: Config) -> None:
+    def stop_all() -> None:
         (tmp_path / "pid").write_text(str(os.getpid()))
         for number in SUPERVISORS:
             os.kill(os.getpid(), number)  # it does not mind
@@ -255,7 +250,7 @@ def test_the_end_of_the_gateway_waits_for_no_trial(
         time.sleep(600)
 
     with pytest.raises(ConfigError, match="the gateway ends"):
-        rehearse(Config(), Parts(nothing, rehearse=stop_all), supervisor, supervisor.forked)
+        rehearse(stop_all, supervisor, supervisor.forked)
     assert not is_alive(int((tmp_path / "pid").read_text()))
     assert signals.stop == signal.SIGTERM
 

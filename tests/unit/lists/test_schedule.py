@@ -84,12 +84,10 @@ def test_a_clock_that_is_set_changes_nothing(
     made = settings(malware_domains=[server.put("/names", "bad.example\n")], refresh_hours=1)
     refresh(made)
     monkeypatch.setattr(job, "start", lambda task, config: ended(1))
-    offset = 0.0
-    seconds = time.monotonic
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + offset)
+    seconds, real = time.monotonic, time.time
     with refresher(made) as under_test, capture_logs():
         for offset in (jump, 0.0, jump):
+            monkeypatch.setattr(time, "time", lambda offset=offset: real() + offset)
             under_test.tick()
             assert (under_test._job, under_test.failures) == (None, 0)
         monkeypatch.setattr(time, "monotonic", lambda: seconds() + 3590)
