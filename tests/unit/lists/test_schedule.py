@@ -105,7 +105,7 @@ def test_what_was_asked_in_the_future_is_due(
     made = settings(malware_domains=[server.put("/names", "bad.example\n")], refresh_hours=1)
     real = time.time
     with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: real() + 4e8)
+        patch.setattr(time, "time", lambda: real() + 2e6)
         refresh(made)
     assert next_refresh(made) <= time.time()
     refresh(made)
