@@ -18,7 +18,7 @@ from nedge.core.facts import Classifier
 from nedge.core.hosts import AsnLookup, CountryLookup, Directory
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.limits import Limits
-from nedge.core.lists import NetworkSet
+from nedge.core.lists import NetworkSet, Range
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
@@ -223,11 +223,11 @@ def make_name_lists(lists: ListSets) -> NameLists:
     )
 
 
-def allowed_networks(config: Config, load: Loader = read_lists) -> list[str]:
+def allowed_networks(config: Config, load: Loader = read_lists) -> list[str | Range]:
     """Networks and addresses whose traffic is never blocked. Raises ConfigError for an unreadable list."""
     lists = config.lists
     allowed = load(Lists(allow_hosts=lists.allow_hosts, cache_directory=lists.cache_directory)).allow_hosts
-    return [*config.network.own_addresses, *map(str, allowed.networks())]
+    return [*config.network.own_addresses, *allowed.ranges()]
 
 
 def dropped_networks(config: Config, load: Loader = read_lists) -> NetworkSet:

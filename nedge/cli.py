@@ -154,22 +154,12 @@ def run(config: ConfigOption = None) -> None:
 
     settings = configure(config)
     check_dpi(settings.dpi.library)
-    rehearse(settings)
+    rehearse(settings, starting=True)
     tame_garbage_collector()
     exempt = partial(allowed_networks, load=load_lists)
     listed = partial(dropped_networks, load=load_lists)
-    parts = Parts(live, exempt, listed, partial(reread, config) if config else None)
-    sys.exit(run_gateway(settings, parts))
-
-
-def reread(path: Path) -> Config:
-    """The configuration file as it is now, checked to the end."""
-    from nedge.live import rehearse
-
-    settings = load_config(path)
-    rehearse(settings)
-    log.configure(settings.log.level, settings.log.format)
-    return settings
+    reread = partial(load_config, config) if config else None
+    sys.exit(run_gateway(settings, Parts(live, exempt, listed, reread, rehearse)))
 
 
 @app.command()

@@ -78,6 +78,7 @@ def _checks(config: Config) -> Iterator[Check]:
         queue=gateway.queue,
         mark_mask=mask,
         max_flows=config.limits.max_flows,
+        workers=gateway.workers or os.cpu_count() or 1,
         before_loading=True,
     )
     if missing_capabilities():

@@ -23,6 +23,7 @@ from nedge.core.flow import FLOWS_PER_WORKER
 from nedge.export.outlet import Outlet
 from nedge.lists import job
 from nedge.lists.loading import load_lists
+from nedge.lists.refresh import CacheError
 from nedge.scripts import budget
 from nedge.scripts.script import Script
 
@@ -93,12 +94,18 @@ def live(config: Config, writer: socket.socket) -> Iterator[Live]:
             assembly.close()
 
 
-def rehearse(config: Config) -> None:
+def rehearse(config: Config, *, starting: bool = False) -> None:
     """Build all that a live engine needs, once, so that what is wrong with it is found before workers start.
 
-    Raises ConfigError or DpiError.
+    starting: a disk that is full does not keep the gateway from judging: lists are as they were packed last,
+    or read from their sources. Raises ConfigError or DpiError.
     """
-    job.prepare(config)
+    try:
+        job.prepare(config)
+    except CacheError as error:
+        if not starting:
+            raise
+        _log.error("lists_not_packed", error=str(error))
     try:
         with budget.enforced():
             assemble(config, load=load_lists).close()

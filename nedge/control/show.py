@@ -330,7 +330,7 @@ def headlines(status: Record) -> list[str]:
 def troubles(status: Record) -> dict[str, int]:
     """Every failure's counter."""
     control = status["control"]
-    names = ("refused", "busy", "oversized", "timeouts", "stalled", "errors", "unanswered")
+    names = ("refused", "busy", "malformed", "oversized", "timeouts", "stalled", "errors", "unanswered")
     return {
         **status["losses"],
         **status["failures"],

@@ -85,6 +85,13 @@ class NetworkSet:
         yield from map(IPv4Network, self.blocks(4))
         yield from map(IPv6Network, self.blocks(6))
 
+    def ranges(self) -> Iterator[Range]:
+        """The fewest ranges that cover exactly the set: another set can be made of them, and of more."""
+        for first, last in zip(*self._v4, strict=True):
+            yield Range(4, first, last)
+        for upper, lower, last_upper, last_lower in zip(*self._v6, strict=True):
+            yield Range(6, upper * _HALF + lower, last_upper * _HALF + last_lower)
+
     def blocks(self, version: int) -> Iterator[tuple[int, int]]:
         """The networks of one version as address and prefix length."""
         if version == 4:

@@ -74,57 +74,66 @@ class History:
         self._max_seconds = max_days * 86400
         self._max_bytes = max_bytes
         self._rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES}
-        self._waiting = 0
+        self.waiting = 0
+        """Rows that have yet to be written."""
         self._next_write = 0.0
         self._retry_at = 0.0
         self._next_look = 0.0
         self._database: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        """Of its file."""
 
     def add(self, lines: bytes) -> None:
-        """Take lines of EVE JSON; what history has no use for is skipped."""
+        """Take lines of EVE JSON, and write what is due."""
+        self.take(lines)
+        self.write_if_due()
+
+    def take(self, lines: bytes) -> None:
+        """Take lines of EVE JSON, to be written; what history has no use for is skipped."""
         for line in lines.splitlines():
             event = orjson.loads(line)
             make = _MAKERS.get(event["event_type"])
             if make is not None:
                 table, row = make(event)
                 self._rows[table].append(row)
-                self._waiting += 1
-        self._write_if_due()
+                self.waiting += 1
 
     def add_scores(self, now: float, scores: Iterable[tuple[str, int, int]]) -> None:
         """Take the scores that hosts (address, VLAN) have now."""
         at = int(now * 1e6)
         rows = [(at, ip, vlan, score) for ip, vlan, score in scores]
         self._rows["scores"] += rows
-        self._waiting += len(rows)
+        self.waiting += len(rows)
 
     def tick(self) -> None:
         """Write and tidy up what is due; to be called about every second."""
-        self._write_if_due()
+        self.write_if_due()
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + KEEP_SECONDS
             if now < self._retry_at:
                 return
             with self._guarded():
+                self._check_place()
                 self._keep_within_bounds(self._open())
 
     def close(self) -> None:
         """Write what there is."""
         self._write()
-        if self._waiting:  # perhaps into a new file, as the old one was damaged
+        if self.waiting:  # perhaps into a new file, as the old one was damaged
             self._write()
-        self.lost += self._waiting
+        self.lost += self.waiting
         self._drop_rows()
         self._forget()
 
-    def _write_if_due(self) -> None:
+    def write_if_due(self) -> None:
+        """Write, when there are many rows, or some for long."""
         now = time.monotonic()
-        due = self._waiting >= BATCH_ROWS or (self._waiting and now >= self._next_write)
+        due = self.waiting >= BATCH_ROWS or (self.waiting and now >= self._next_write)
         if due and now >= self._retry_at:
             self._write()
-        if self._waiting > MAX_ROWS:
-            self.lost += self._waiting
+        if self.waiting > MAX_ROWS:
+            self.lost += self.waiting
             self._drop_rows()
 
     def _write(self) -> None:
@@ -135,19 +144,21 @@ class History:
                 for table, rows in self._rows.items():
                     if rows:
                         database.executemany(_INSERT[table], rows)
-            self.written += self._waiting
+            self.written += self.waiting
             self._drop_rows()
 
     def _drop_rows(self) -> None:
         for rows in self._rows.values():
             rows.clear()
-        self._waiting = 0
+        self.waiting = 0
 
     # The file
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))  # not for everybody
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)  # not for everybody
+            self._identity = _identity(os.fstat(fd))
+            os.close(fd)
             self._database = database = sqlite3.connect(self.path, timeout=1.0)
             database.execute("PRAGMA auto_vacuum = INCREMENTAL")
             database.execute("PRAGMA journal_mode = WAL")
@@ -161,6 +172,13 @@ class History:
                 with database:
                     create_tables(database)
         return self._database
+
+    def _check_place(self) -> None:
+        """SQLite goes on writing to a file that somebody removed, moved or emptied; nobody will read that."""
+        if self._database is not None:
+            status = os.stat(self.path)
+            if _identity(status) != self._identity or not status.st_size:
+                raise sqlite3.OperationalError("somebody moved or emptied the file")
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -180,7 +198,7 @@ class History:
                     path=str(self.path),
                     error=str(error),
                     failures=self.failures,
-                    waiting=self._waiting,
+                    waiting=self.waiting,
                 )
             self._forget()  # to be opened anew: it may have been moved
 
@@ -253,6 +271,10 @@ class History:
             return sum(
                 database.execute(f"DELETE FROM {table} WHERE at < ?", (before,)).rowcount for table in TABLES
             )
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 # From events to rows

@@ -6,18 +6,18 @@ Counters of workers have a `worker` label and begin anew with a worker's process
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from nedge import __version__
 from nedge.config import Config
+from nedge.export.endpoint import Endpoint
 from nedge.export.snapshot import Snapshot, WorkerState
 from nedge.lists.status import list_status
 
@@ -43,6 +43,18 @@ _GATEWAY = {
     "restore_failures": ("nedge_restore_failures", "Things that could not be put back when it was tried."),
 }
 """Figure of the gateway -> its metric."""
+_CONTROL = {
+    "control_clients": ("nedge_control_clients", "Clients that connected to the control socket."),
+    "control_requests": ("nedge_control_requests", "Requests that they made."),
+}
+"""The same of the control API."""
+_GATEWAY_FAILURES = (
+    "supervisor_errors", "manager_failures", "list_job_failures", "orders_damaged", "orders_unstored",
+    "control_refused", "control_busy", "control_malformed", "control_oversized", "control_timeouts",
+    "control_stalled", "control_errors", "control_unanswered",
+)  # fmt: skip
+"""Figures of the gateway, called as `nedge status` does."""
+_EXPORTER_FAILURES = ("metrics_failures", "metrics_refused")
 _GAUGES = {
     "live_flows": ("nedge_live_flows", "Flows that are live now."),
     "live_hosts": ("nedge_live_hosts", "Hosts that are known now."),
@@ -81,18 +93,16 @@ class Metrics:
         self._port = int(port)
         self._registry = CollectorRegistry()
         self._registry.register(_Collector(config, snapshot, own_figures))
-        self._server: Any = None
-        self._thread: threading.Thread | None = None
+        self._endpoint: Endpoint | None = None
         self._retry_at = 0.0
         self.failures = 0
 
     def tick(self) -> None:
         """Open the endpoint, if it is not."""
-        if self._server is not None or time.monotonic() < self._retry_at:
+        if self._endpoint is not None or time.monotonic() < self._retry_at:
             return
         try:
-            host = self._host.strip("[]")
-            self._server, self._thread = start_http_server(self._port, host, self._registry)
+            self._endpoint = Endpoint(self._host.strip("[]"), self._port, self._registry)
         except OSError as error:
             self._retry_at = time.monotonic() + RETRY_SECONDS
             self.failures += 1
@@ -100,9 +110,13 @@ class Metrics:
 
     def close(self) -> None:
         """Let the address go."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    def figures(self) -> dict[str, int]:
+        """Counters."""
+        refused, errors = (self._endpoint.refused, self._endpoint.errors) if self._endpoint else (0, 0)
+        return {"metrics_failures": self.failures + errors, "metrics_refused": refused}
 
 
 class _Collector:
@@ -124,7 +138,7 @@ class _Collector:
         yield _single(GaugeMetricFamily, "nedge_start_time_seconds", "When it began.", snapshot.started)
         restarts = "Workers that had to be replaced."
         yield _single(CounterMetricFamily, "nedge_worker_restarts", restarts, snapshot.restarts)
-        for figure, (name, text) in _GATEWAY.items():
+        for figure, (name, text) in (_GATEWAY | _CONTROL).items():
             yield _single(CounterMetricFamily, name, text, snapshot.counters.get(figure, 0))
         yield from _health(workers)
         yield from _processes(snapshot)
@@ -133,7 +147,10 @@ class _Collector:
         yield from _failures(workers)
         yield from _scripts(workers)
         yield from _latency(workers)
-        yield from _export(snapshot, self._own_figures())
+        own = self._own_figures()
+        own = {name: own.get(name, 0) + snapshot.before.get(name, 0) for name in own | snapshot.before}
+        yield _gateway_failures(snapshot, own)
+        yield from _export(snapshot, own)
         yield from self._of_lists()
 
     def _of_lists(self) -> Iterator[Metric]:
@@ -266,6 +283,16 @@ def _failures(workers: _Workers) -> Iterator[Metric]:
     yield from (failures, malformed)
 
 
+def _gateway_failures(snapshot: Snapshot, own: dict[str, int]) -> Metric:
+    failures = CounterMetricFamily(
+        "nedge_gateway_failures", "What failed beside the packets' way, by cause.", labels=["cause"]
+    )
+    for figures, causes in ((snapshot.counters, _GATEWAY_FAILURES), (own, _EXPORTER_FAILURES)):
+        for cause in causes:
+            failures.add_metric([cause], figures.get(cause, 0))
+    return failures
+
+
 def _scripts(workers: _Workers) -> Iterator[Metric]:
     labels = ["worker", "script"]
     calls = CounterMetricFamily("nedge_script_calls", "Calls of a script's hooks.", labels=labels)
@@ -296,6 +323,7 @@ def _latency(workers: _Workers) -> Iterator[Metric]:
 
 
 def _export(snapshot: Snapshot, own: dict[str, int]) -> Iterator[Metric]:
+    """own: figures of the exporter, and of those before it."""
     written = "Events written to the event file."
     yield _single(CounterMetricFamily, "nedge_events_written", written, own.get("events_written", 0))
     lost = CounterMetricFamily("nedge_events_lost", "Events lost, by where.", labels=["where"])

@@ -23,6 +23,8 @@ from nedge.export.metrics import Metrics
 from nedge.export.snapshot import Snapshot, stats_record
 
 TICK = 1.0
+HELD = ("events_lost", "history_lost")
+"""What is not written yet, as it would be called if the process were killed now."""
 _LARGEST_BATCH = 1 << 20
 _AT_ONCE = 1 << 20
 """Bytes that are written at once, about."""
@@ -38,15 +40,6 @@ class Link(Protocol):
     def fileno(self) -> int: ...
     def send(self, message: Message) -> bool: ...
     def receive(self) -> list[Message] | None: ...
-
-
-class Signals(Protocol):
-    """A signal to stop, as something to select on."""
-
-    stop: int | None
-
-    def fileno(self) -> int: ...
-    def consume(self) -> None: ...
 
 
 def event_file(config: Config) -> EventFile | None:
@@ -73,7 +66,9 @@ def history(config: Config) -> History | None:
 class Exporter:
     """The work of that process."""
 
-    def __init__(self, config: Config, reader: socket.socket, link: Link) -> None:
+    def __init__(self, config: Config, reader: socket.socket, link: Link, held: memoryview[int]) -> None:
+        """held: where to tell what is not written yet, in the order of HELD."""
+        self._held = held
         self._reader = reader
         self._link = link
         self._file = event_file(config)
@@ -87,13 +82,12 @@ class Exporter:
         self.snapshot = Snapshot()
         self._metrics = Metrics(config, self.snapshot, self.figures) if config.metrics.listen else None
 
-    def run(self, signals: Signals) -> None:
-        """Until told to stop."""
+    def run(self) -> None:
+        """Until told to stop, or nobody is left who could."""
         with selectors.DefaultSelector() as selector:
             ready: list[tuple[Any, Callable[[], object]]] = [
                 (self._reader, self._take),
                 (self._link, self._hear),
-                (signals, lambda: self._signalled(signals)),
             ]
             for file, step in ready:
                 selector.register(file, selectors.EVENT_READ, step)
@@ -113,6 +107,7 @@ class Exporter:
             self._file.close()
         if self._history:
             self._history.close()
+            self._hold(1, 0)
         if self._metrics:
             self._metrics.close()
 
@@ -132,12 +127,21 @@ class Exporter:
             lines = b"".join(batches)
             self._write(lines)
             if self._history:
-                self._history.add(lines)
+                self._history.take(lines)
+                self._hold(1, self._history.waiting)
+                self._history.write_if_due()
+                self._hold(1, self._history.waiting)
         return bool(batches)
 
     def _write(self, lines: bytes) -> None:
         if self._file:
-            self._file.write(lines, lines.count(b"\n"))
+            count = lines.count(b"\n")
+            self._hold(0, count)
+            self._file.write(lines, count)
+            self._hold(0, 0)
+
+    def _hold(self, which: int, count: int) -> None:
+        self._held[which] = count
 
     def _hear(self) -> None:
         messages = self._link.receive()
@@ -152,15 +156,12 @@ class Exporter:
                 self._file.reopen()
             self._stopping = self._stopping or "stop" in message
 
-    def _signalled(self, signals: Signals) -> None:
-        signals.consume()
-        self._stopping = self._stopping or signals.stop is not None
-
     def _tick(self, now: float) -> None:
         if self._file:
             self._file.tick()
         if self._history:
             self._history.tick()
+            self._hold(1, self._history.waiting)
         if self._metrics:
             self._metrics.tick()
         if now >= self._next_stats:
@@ -185,5 +186,5 @@ class Exporter:
                 "history_failures": self._history.failures,
             }
         if self._metrics:
-            figures["metrics_failures"] = self._metrics.failures
+            figures |= self._metrics.figures()
         return figures

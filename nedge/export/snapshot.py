@@ -36,12 +36,16 @@ class Snapshot:
     counters: dict[str, int] = field(default_factory=dict)
     """Figures of the gateway as a whole: of all workers, those that ended too, and all else that counts."""
 
+    before: dict[str, int] = field(default_factory=dict)
+    """Figures of exporters that are no more."""
+
     def take(self, message: dict[str, Any]) -> None:
         """Something new from the supervisor."""
         if "gateway" in message:
             gateway = message["gateway"]
             self.started, self.restarts = gateway["started"], gateway["restarts"]
             self.processes, self.counters = gateway["processes"], gateway["counters"]
+            self.before = gateway["before"]
         for told in message.get("workers", ()):
             worker = self.workers.setdefault(told["number"], WorkerState())
             worker.pid = told["pid"] or worker.pid

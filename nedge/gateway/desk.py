@@ -81,7 +81,7 @@ class Desk:
         self._reloading = reloading
         self._questions = Questions(supervisor)
         self._rates = Rates()
-        self._started = time.time()
+        self._started, self._began = time.time(), time.monotonic()
         self._next_turn = 0.0
         server.handle = self.handle
         supervisor.attendant = self
@@ -170,11 +170,10 @@ class Desk:
             question.results,
             question.silent,
         )
-        now = time.time()
         question.client.done(
             {
                 "started": self._started,
-                "uptime": round(now - self._started, 1),
+                "uptime": round(time.monotonic() - self._began, 1),
                 "reloads": self._reloading.count,
             }
             | summary

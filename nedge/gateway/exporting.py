@@ -6,21 +6,22 @@ What workers write waits in the channel meanwhile, so nothing is lost while ther
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import structlog
 
 from nedge.config import Config
-from nedge.export.outlet import channel
-from nedge.export.process import Exporter
+from nedge.export.outlet import channel, drained
+from nedge.export.process import HELD, Exporter
+from nedge.gateway.children import fork
 from nedge.gateway.link import Link, Message
-from nedge.gateway.signals import stop_signals
-from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Supervisor, name_process
-from nedge.interpreter import die_with_parent
+from nedge.gateway.supervisor import HOSTS_PER_MESSAGE, Supervisor
 
 TELL_SECONDS = 1.0
 SCORES_SECONDS = 60.0
@@ -28,7 +29,6 @@ HUNG_SECONDS = 60.0
 """Without a word for so long it is replaced. A slow disk may keep it busy for a while."""
 STOP_SECONDS = 5.0
 _RESTART_PAUSE = 1.0
-_PARENT_DIED = signal.SIGUSR2
 _SECTIONS = ("eve", "history", "metrics", "lists", "log")
 """Of the configuration: what concerns it."""
 
@@ -41,6 +41,9 @@ class ExporterProcess:
     def __init__(self, config: Config) -> None:
         self.writer, self._reader = channel()
         """`writer` is the end that workers write to."""
+        self._held = memoryview(mmap.mmap(-1, 8 * len(HELD))).cast("q")
+        """What the process has taken out of the channel, and not written yet, in the order of HELD. Both have
+        this memory, so that it is known when the process was killed."""
         self._config = config
         self._pid = 0
         self._link: Link | None = None
@@ -102,8 +105,11 @@ class ExporterProcess:
 
     def close(self) -> None:
         """End it, when no worker writes any more; it writes what it has."""
-        if self._pid:
-            self._end()
+        self._end()
+        if left := drained(self._reader):
+            log.error("events_lost", reason="nobody was left to write them", lost=left)
+            self._lose("events_lost", left)
+        if self.figures:
             log.info("exporter_totals", **self.figures)
         self.writer.close()
         self._reader.close()
@@ -112,34 +118,28 @@ class ExporterProcess:
 
     def _spawn(self) -> None:
         ours, theirs = Link.pair()
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            self._become_exporter(theirs)
-        theirs.close()
-        self._pid, self._link, self._heard = pid, ours, time.monotonic()
-
-    def _become_exporter(self, link: Link) -> NoReturn:
-        """In the child. Never returns into the supervisor's code."""
-        status = 1
+        be_exporter = partial(self._be_exporter, ours, theirs)
         try:
-            # Those who stop nedge may signal all of its processes; this one has to be the last.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_IGN)
-            name_process("nedge-exporter")
-            with stop_signals(_PARENT_DIED) as signals:
-                die_with_parent(_PARENT_DIED)
-                self.forked()
-                self.writer.close()
-                exporter = Exporter(self._config, self._reader, link)
-                exporter.run(signals)
-                exporter.close()
-                link.send({"figures": exporter.figures()})
-            status = 0
-        except BaseException as error:
-            log.error("exporter_failed", error=repr(error), exc_info=error)
+            self._pid = fork("nedge-exporter", self.forked, be_exporter, last=True)
+        except OSError:
+            ours.close()
+            raise
         finally:
-            os._exit(status)
+            theirs.close()
+        self._link, self._heard = ours, time.monotonic()
+
+    def _be_exporter(self, ours: Link, link: Link) -> int:
+        """In the child. It ends when it is told to, or when there is no supervisor any more."""
+        ours.close()
+        self.writer.close()
+        exporter = Exporter(self._config, self._reader, link, self._held)
+        exporter.run()
+        exporter.close()
+        link.send({"figures": exporter.figures()})
+        return 0
+
+    def _lose(self, figure: str, count: int) -> None:
+        self.figures[figure] = self.figures.get(figure, 0) + count
 
     def _is_dead(self) -> bool:
         try:
@@ -163,6 +163,7 @@ class ExporterProcess:
             "restarts": supervisor.restarts,
             "processes": {"supervisor": os.getpid(), "exporter": self._pid},
             "counters": totals(),
+            "before": self._before,
         }
         self._link.send({"gateway": gateway})
         for worker in supervisor.describe():
@@ -189,6 +190,11 @@ class ExporterProcess:
                 deadline = float("inf")
             time.sleep(0.005)
         self._listen(time.monotonic())
+        for number, figure in enumerate(HELD):
+            if held := self._held[number]:
+                log.error(figure, reason="the process that had them is gone", lost=held)
+                self._lose(figure, held)
+                self._held[number] = 0
         self._before = dict(self.figures)
         self._link.close()
         self._pid, self._link = 0, None

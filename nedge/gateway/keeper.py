@@ -15,7 +15,8 @@ from ipaddress import ip_address, ip_network
 
 import structlog
 
-from nedge.core.lists import NetworkSet
+from nedge.config import ConfigError
+from nedge.core.lists import NetworkSet, Range
 from nedge.core.marks import Marks
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.errors import KernelError
@@ -51,6 +52,8 @@ class Keeper:
         self.quarantine: Quarantine | None = None
         self.listed: Listed | None = None
         self._state = state
+        self._unfinished: Callable[[], None] | None = None
+        """What a reload has yet to put in."""
         self._news: RuleNews | None = None
         self._next_check = 0.0
         self._changed = False
@@ -67,7 +70,7 @@ class Keeper:
     def enforce(
         self,
         marks: Marks | None,
-        exempt: Sequence[str] | None,
+        exempt: Sequence[str | Range] | None,
         listed: NetworkSet | None = None,
         *,
         rejecting: bool = False,
@@ -100,6 +103,23 @@ class Keeper:
         elif exempt is None and self._state.get(SECTION) is not None:  # a crash left it
             forget_quarantine(self._state)
 
+    def renew(
+        self,
+        marks: Marks | None,
+        exempt: Callable[[], Sequence[str | Range] | None],
+        listed: Callable[[], NetworkSet | None],
+        *,
+        rejecting: bool = False,
+    ) -> bool:
+        """As `enforce`, while the gateway runs; says if all went well. What did not is tried again."""
+        self._unfinished = lambda: self.enforce(marks, exempt(), listed(), rejecting=rejecting)
+        self._finish()
+        return self._unfinished is None
+
+    def _finish(self) -> None:
+        if self._unfinished is not None and self._try(self._unfinished):
+            self._unfinished = None
+
     def _list(self, networks: NetworkSet) -> None:
         if self.listed is None:
             self._state.put(LISTED, {})
@@ -111,7 +131,7 @@ class Keeper:
         else:
             self.listed.take(networks)
 
-    def spare(self, exempt: Sequence[str] | None) -> None:
+    def spare(self, exempt: Sequence[str | Range] | None) -> None:
         """From now on these are never cut, and no others."""
         if self.quarantine is not None and exempt is not None:
             quarantine = self.quarantine
@@ -182,6 +202,7 @@ class Keeper:
 
     def check(self) -> None:
         """Put back what others changed."""
+        self._finish()
         self._try(self._check_rules)
         self._try(self._check_bridge)
 
@@ -205,13 +226,15 @@ class Keeper:
             self.bridge_restored += len(restored)
             log.warning("bridge_restored", what=restored)
 
-    def _try(self, step: Callable[[], None]) -> None:
+    def _try(self, step: Callable[[], None]) -> bool:
         try:
             step()
-        except (KernelError, OSError) as error:
+        except (KernelError, OSError, ConfigError) as error:
             self.failures += 1
             if self.failures & (self.failures - 1) == 0:  # 1st, 2nd, 4th, 8th …
                 log.error("not_restored", reason=str(error), failures=self.failures)
+            return False
+        return True
 
     def cut(self, ip: str, seconds: float) -> None:
         """Cut a host off for so long."""

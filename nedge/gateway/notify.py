@@ -55,6 +55,10 @@ class Notifier:
             self._status = text
             self._send(f"STATUS={text}")
 
+    def figures(self) -> dict[str, int]:
+        """The counter."""
+        return {"manager_failures": self.failures}
+
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()

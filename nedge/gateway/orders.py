@@ -87,7 +87,9 @@ class OrderFile:
         self.damaged = 0
         """Files that were set aside."""
         self.unstored = 0
-        """Times that it could not be written: what is in force then ends with this gateway."""
+        """Times that it could not be written: what is in force then ends with this gateway, unless a later
+        attempt succeeds."""
+        self._is_stored = True
 
     def load(self) -> None:
         """Read what was ordered before. Orders that have ended since are in it, too: they have yet to end."""
@@ -119,6 +121,11 @@ class OrderFile:
             what += f" (and it could not be set aside: {problem.strerror})"
         log.error("orders_damaged", path=str(self.path), kept=str(kept), error=what)
 
+    def store_again(self) -> None:
+        """Write the book down, if it could not be when it changed: there may be room on the disk again."""
+        if not self._is_stored and not self.store():
+            log.info("orders_stored", path=str(self.path), orders=len(self.book))
+
     def store(self) -> str:
         """Write the book down. Gives a sentence where that fails, else nothing."""
         orders = [_Entry(**order_message(order)) for order in self.book]
@@ -137,7 +144,10 @@ class OrderFile:
             finally:
                 os.close(directory)
         except OSError as error:
+            self._is_stored = False
             self.unstored += 1
-            log.error("orders_unstored", path=str(self.path), error=error.strerror)
+            if self.unstored & (self.unstored - 1) == 0:  # 1st, 2nd, 4th, 8th …
+                log.error("orders_unstored", path=str(self.path), error=error.strerror, times=self.unstored)
             return f"{self.path}: cannot be written: {error.strerror}"
+        self._is_stored = True
         return ""

@@ -20,7 +20,7 @@ import structlog
 
 from nedge.config import Config, ConfigError
 from nedge.core.engine import Engine
-from nedge.core.lists import NetworkSet
+from nedge.core.lists import NetworkSet, Range
 from nedge.core.marks import Marks
 from nedge.core.orders import Kind, OrderBook
 from nedge.core.verdict import Operator
@@ -37,6 +37,7 @@ from nedge.gateway.rejecting import Rejector
 from nedge.gateway.reloading import Reloading
 from nedge.gateway.signals import HAND_OVER, StopSignals, stop_signals
 from nedge.gateway.supervisor import Supervisor, add_figures
+from nedge.gateway.trial import rehearse
 from nedge.gateway.unjudged import Unjudged
 from nedge.gateway.worker import Worker
 from nedge.kernel import bridge as bridges
@@ -49,6 +50,7 @@ from nedge.kernel.probe import load_modules, missing_capabilities, probe, requir
 from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
 from nedge.lists.schedule import STEP, Refresher
+from nedge.log import configure as configure_log
 from nedge.scripts.script import Script
 
 LINK_DEADLINE = 5.0
@@ -91,13 +93,15 @@ class Parts:
     """What the gateway is run with, beside its configuration."""
 
     make_judging: JudgingMaker
-    exempt: Callable[[Config], list[str]] = lambda _: []
+    exempt: Callable[[Config], list[str | Range]] = lambda _: []
     """The networks and addresses that are never cut off."""
     listed: Callable[[Config], NetworkSet] = lambda _: NetworkSet()
     """Those that the kernel cuts off by itself."""
     reread: Callable[[], Config] | None = None
-    """Reads the configuration again, and checks all of it, when SIGHUP comes; raises ValueError or the like
-    if it cannot be used: then the old one stays. None: there is nothing to read."""
+    """Reads the configuration again, when SIGHUP comes. None: there is nothing to read."""
+    rehearse: Callable[[Config], None] = lambda _: None
+    """Packs the lists of a configuration and checks all of it, in a process of its own. This and `reread`
+    raise ConfigError or the like if it cannot be used: then the old one stays."""
 
 
 def run(config: Config, parts: Parts) -> int:
@@ -160,6 +164,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         state.forget_lock()
 
     exporter.forked = forked
+    guarded = supervisor.guarded
     keeper: Keeper | None = None
     unjudged: Unjudged | None = None
     desk: Desk | None = None
@@ -168,7 +173,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     def totals() -> Message:
         sums = supervisor.totals()
         add_figures(sums, exporter.totals())
-        for part in (keeper, unjudged, desk, refresher):
+        for part in (keeper, unjudged, desk, refresher, manager):
             add_figures(sums, part.figures() if part else {})
         return sums
 
@@ -196,13 +201,9 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     )
     keeper = Keeper(rules, frames, bridge, state)
     put_back(keeper.release)
-
-    def enforce() -> None:
-        """In place of what a crash left, or of the rules before, without a gap."""
-        spared = exempt(config, parts, orders.book)
-        keeper.enforce(marks, spared, listed(config, parts), rejecting=config.rejects)
-
-    enforce()
+    # In place of what a crash left, without a gap.
+    spared = exempt(config, parts, orders.book)
+    keeper.enforce(marks, spared, listed(config, parts), rejecting=config.rejects)
     taken = lambda: int(supervisor.totals().get("queue_taken", 0))  # noqa: E731
     unjudged = Unjudged(keeper.sent, taken, range(gateway.queue, gateway.queue + count))
     unjudged.look()
@@ -212,8 +213,8 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     await_link(supervisor, bridge)
     supervisor.on_cut = keeper.cut
     keeper.watch(supervisor.watch)
-    supervisor.every(LOOK_SECONDS, keeper.tick)
-    supervisor.every(LOOK_SECONDS, unjudged.tick)
+    supervisor.every(LOOK_SECONDS, "kernel", keeper.tick)
+    supervisor.every(LOOK_SECONDS, "unjudged packets", unjudged.tick)
     server = ControlServer(
         config.control.socket or state.socket(shared=config.control.group is not None),
         config.control.group,
@@ -239,9 +240,10 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     )
     refresher = Refresher(config)
     undo.callback(refresher.close)
-    supervisor.every(STEP, refresher.tick)
-    supervisor.every(LOOK_SECONDS, partial(reopen, exporter, signals))
-    supervisor.every(LOOK_SECONDS, partial(exporter.tick, supervisor, totals))
+    supervisor.every(STEP, "lists", refresher.tick)
+    supervisor.every(STATUS_SECONDS, "orders", orders.store_again)
+    supervisor.every(LOOK_SECONDS, "event file", partial(reopen, exporter, signals))
+    supervisor.every(LOOK_SECONDS, "exporter", partial(exporter.tick, supervisor, totals))
     manager.ready(how_it_is(supervisor, gateway.mode, count))
     started = time.monotonic()
     while True:
@@ -255,26 +257,36 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
             manager.reloading()
             reloading.begins()
             try:
-                config, notes = renew(config, parts.reread)
+                config, notes = renew(config, parts, supervisor, forked)
             except Exception as error:
                 log.error("reload_failed", reason=str(error))
                 reloading.failed(str(error))
                 manager.ready("The configuration could not be used, the old one stays (the log says why)")
                 continue
             renewed = config
-            exporter.renew(config)
-        refresher.renew(config)
+            configure_log(config.log.level, config.log.format)
+            with guarded("exporter"):
+                exporter.renew(config)
+        with guarded("lists"):
+            refresher.renew(config)
         marks = marks.next() if marks else None
         desk.config, desk.marks = config, marks
         if marks:
-            state.put(MARKS, {"generation": marks.generation})
+            with guarded("marks"):
+                state.put(MARKS, {"generation": marks.generation})
         supervisor.renew(partial(work, config, make, marks, fail_open, orders.book), renewed, marks)
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
-        unjudged.look()
-        enforce()
-        unjudged.look()
-        if marks:  # generations go round: marks of old ones must not come alive again
-            clear_marks(marks, but=marks.generation)
+        with guarded("kernel"):
+            unjudged.look()
+            done = keeper.renew(
+                marks,
+                partial(exempt, config, parts, orders.book),
+                partial(listed, config, parts),
+                rejecting=config.rejects,
+            )
+            unjudged.look()
+            if marks and done:  # generations go round: marks of old ones must not come alive again
+                clear_marks(marks, but=marks.generation)
         if renewed:
             reloading.sent(notes)
             manager.ready(how_it_is(supervisor, gateway.mode, count))
@@ -292,8 +304,10 @@ def tell_manager(manager: Notifier, supervisor: Supervisor, mode: str, count: in
             manager.alive()
 
     if manager.watchdog_seconds:
-        supervisor.every(manager.watchdog_seconds / 4, sign_of_life)
-    supervisor.every(STATUS_SECONDS, lambda: manager.status(how_it_is(supervisor, mode, count)))
+        supervisor.every(manager.watchdog_seconds / 4, "sign of life", sign_of_life)
+    supervisor.every(
+        STATUS_SECONDS, "service status", lambda: manager.status(how_it_is(supervisor, mode, count))
+    )
 
 
 def how_it_is(supervisor: Supervisor, mode: str, count: int) -> str:
@@ -306,7 +320,7 @@ def how_it_is(supervisor: Supervisor, mode: str, count: int) -> str:
     )
 
 
-def exempt(config: Config, parts: Parts, orders: OrderBook) -> list[str] | None:
+def exempt(config: Config, parts: Parts, orders: OrderBook) -> list[str | Range] | None:
     """Who is never cut off; None: nobody is."""
     if config.gateway.mode == "monitor" or not (config.verdict.host_drop_score or config.lists.drop_hosts):
         return None
@@ -363,11 +377,14 @@ def clear_marks(marks: Marks, *, but: int | None = None) -> None:
         log.info("marks_cleared", connections=cleared, mask=hex(marks.mask))
 
 
-def renew(config: Config, reread: Callable[[], Config] | None) -> tuple[Config, list[str]]:
+def renew(
+    config: Config, parts: Parts, supervisor: Supervisor, forked: Callable[[], None]
+) -> tuple[Config, list[str]]:
     """The configuration as it is now, and what of it has to wait. Raises if it cannot be used."""
-    if reread is None:
+    if parts.reread is None:
         raise ConfigError("there is no file to read again: nedge was started without --config")
-    renewed, notes = reread(), []
+    renewed, notes = parts.reread(), []
+    rehearse(partial(parts.rehearse, renewed), supervisor, forked)
     for section in ("gateway", "control"):
         former = getattr(config, section)
         if getattr(renewed, section) != former:
@@ -462,6 +479,7 @@ def check(config: Config) -> None:
         queue=gateway.queue,
         mark_mask=mask,
         max_flows=config.limits.max_flows,
+        workers=gateway.workers or os.cpu_count() or 1,
     )
     for problem in problems:
         if not problem.fatal:

@@ -25,7 +25,8 @@ FAILURES = (
     "scripts_aside", "dpi_errors", "engine_errors", "rejects_failed", "rejects_limited",
     "conntrack_dumps_failed", "worker_restarts", "exporter_restarts", "rules_restored",
     "bridge_restored", "restore_failures",
-    "eve_failures", "history_failures", "metrics_failures", "list_job_failures",
+    "eve_failures", "history_failures", "metrics_failures", "metrics_refused", "list_job_failures",
+    "supervisor_errors", "manager_failures",
 )  # fmt: skip
 
 Figures = dict[str, Any]

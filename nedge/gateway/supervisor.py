@@ -23,16 +23,17 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import structlog
 
 from nedge.config import Config
 from nedge.core.marks import Marks
+from nedge.gateway.children import fork
+from nedge.gateway.guard import Guard
 from nedge.gateway.link import Link, Message
-from nedge.gateway.signals import HAND_OVER, StopSignals
-from nedge.interpreter import die_with_parent
+from nedge.gateway.signals import StopSignals
 from nedge.kernel.errors import KernelError
 
 READY_SECONDS = 15.0
@@ -77,8 +78,9 @@ class _Child:
 
 
 class _Timer:
-    def __init__(self, seconds: float, step: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, name: str, step: Callable[[], None]) -> None:
         self.seconds = seconds
+        self.name = name
         self.step = step
         self.due = time.monotonic() + seconds
 
@@ -111,6 +113,8 @@ class Supervisor:
         self._timers: list[_Timer] = []
         self.on_cut: Callable[[str, float], None] | None = None
         """Told of hosts that a worker puts in quarantine, and for how many seconds."""
+        self.guarded = Guard()
+        """For all that must not end the gateway once it runs."""
         self._stopping = False
         self.restarts = 0
         self._starts = 0
@@ -139,9 +143,9 @@ class Supervisor:
         """Call `ready` with what happened (EVENT_READ, EVENT_WRITE) whenever one of `events` does."""
         self._selector.register(fileobj, events, ready)
 
-    def every(self, seconds: float, step: Callable[[], None]) -> None:
-        """Call `step` while serving about every so many seconds."""
-        self._timers.append(_Timer(seconds, step))
+    def every(self, seconds: float, name: str, step: Callable[[], None]) -> None:
+        """Call `step` while serving about every so many seconds, whether or not it raised the last time."""
+        self._timers.append(_Timer(seconds, name, step))
 
     @property
     def stopping(self) -> bool:
@@ -154,17 +158,27 @@ class Supervisor:
         deadline = time.monotonic() - HUNG_SECONDS
         return all(child.pid and child.ready and child.heard >= deadline for child in self._children)
 
-    def serve(self, seconds: float = float("inf"), until: Callable[[], bool] = lambda: False) -> None:
-        """Look after the workers until a signal comes, or for so many seconds, or until something is so."""
+    def serve(
+        self,
+        seconds: float = float("inf"),
+        until: Callable[[], bool] = lambda: False,
+        *,
+        reloading: bool = False,
+    ) -> None:
+        """Look after the workers until a signal comes, or for so many seconds, or until something is so.
+
+        reloading: a signal to reload waits.
+        """
         end = time.monotonic() + seconds
-        while not self.stopping and not self._signals.reload and time.monotonic() < end:
+        while not self.stopping and (reloading or not self._signals.reload) and time.monotonic() < end:
             self._listen(min(HUNG_SECONDS / 4, max(0.0, end - time.monotonic())))
             now = time.monotonic()
             self._replace(now)
             for timer in self._timers:
                 if timer.due <= now:
                     timer.due = now + timer.seconds
-                    timer.step()
+                    with self.guarded(timer.name):
+                        timer.step()
             if self.attendant:
                 self.attendant.turn(now)
             if until():
@@ -236,7 +250,7 @@ class Supervisor:
         sums = dict(self._past)
         for child in self._children:
             add_figures(sums, child.beat)
-        return sums | {"worker_restarts": self.restarts}
+        return sums | {"worker_restarts": self.restarts, "supervisor_errors": self.guarded.errors}
 
     def describe(self) -> list[Message]:
         """Each worker: number, process, whether it is ready, seconds of silence, and what it counted."""
@@ -261,36 +275,32 @@ class Supervisor:
 
     def _spawn(self, child: _Child) -> None:
         ours, theirs = Link.pair()
-        child.link, child.ready, child.failed = ours, False, ""
+        # Should this fail, there is a next time.
+        child.restart_at = time.monotonic() + _RESTART_PAUSES[-1]
+        be_worker = partial(self._be_worker, child.number, ours, theirs)
+        try:
+            child.pid = fork(f"nedge-worker-{child.number}", self.forked, be_worker)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        child.link, child.failed = ours, ""
         child.serial, self._starts = self._starts, self._starts + 1
         child.started = child.heard = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(child.number, theirs)
-        theirs.close()
-        child.pid = pid
         self.watch(ours, lambda _events: self._hear(child))
 
-    def _become_worker(self, number: int, link: Link) -> NoReturn:
-        """In the child: only what is the worker's stays open. Never returns into the supervisor's code."""
-        status = 1
+    def _be_worker(self, number: int, ours: Link, link: Link) -> int:
+        """In the child: only what is the worker's stays open."""
+        ours.close()
         try:
-            name_process(f"nedge-worker-{number}")
-            die_with_parent()
-            self.forked()
-            self._signals.close()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the supervisor decides
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            signal.signal(HAND_OVER, signal.SIG_IGN)
-            status = self._work(number, link)
+            return self._work(number, link)
         except KernelError as error:
             link.send({"failed": str(error)})
         except BaseException as error:
             link.send({"failed": f"worker {number}: {type(error).__name__}: {error}"})
             log.error("worker_failed", worker=number, error=repr(error), exc_info=error)
-        finally:
-            os._exit(status)
+        return 1
 
     def forked(self) -> None:
         """In the process of a child, be it a worker or not: close what is the supervisor's."""
@@ -300,6 +310,7 @@ class Supervisor:
                 child.link.close()
         if self.attendant:
             self.attendant.forked()
+        self._signals.close()
 
     def _signal(self, child: _Child, number: signal.Signals) -> None:
         if child.pid:
@@ -308,7 +319,8 @@ class Supervisor:
 
     def _listen(self, timeout: float) -> None:
         for key, events in self._selector.select(timeout):
-            key.data(events)
+            with self.guarded("messages"):
+                key.data(events)
         for child in self._children:
             if child.untold:
                 self._tell(child)
@@ -356,7 +368,7 @@ class Supervisor:
                 os.waitpid(child.pid, 0)
             child.pid = 0
         add_figures(self._past, {name: value for name, value in child.beat.items() if name not in GAUGES})
-        child.beat = {}
+        child.ready, child.beat = False, {}
         now = time.monotonic()
         young = now - child.started < _YOUNG_SECONDS
         child.deaths = child.deaths + 1 if young else 0
@@ -374,9 +386,11 @@ class Supervisor:
                 log.error("worker_hung", worker=child.number, seconds=round(now - child.heard, 1))
                 self._buried(child)
             if not child.pid and now >= child.restart_at:
-                self.restarts += 1
-                log.warning("worker_restarted", worker=child.number, restarts=self.restarts, why=child.failed)
-                self._spawn(child)
+                why = child.failed
+                with self.guarded("worker start"):
+                    self._spawn(child)
+                    self.restarts += 1
+                    log.warning("worker_restarted", worker=child.number, restarts=self.restarts, why=why)
 
     # Host scores: each worker knows its own share of a host's score, and is told the sum of the others'
 
@@ -426,9 +440,3 @@ def add_figures(sums: Message, figures: Message) -> None:
     """Add counters to those of the same name."""
     for name, value in figures.items():
         sums[name] = sums.get(name, 0) + value
-
-
-def name_process(name: str) -> None:
-    """What `ps` and `top` show of this process; 15 characters at most."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/comm").write_text(name)

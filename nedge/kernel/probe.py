@@ -37,11 +37,12 @@ def examine(
     queue: int = 0,
     mark_mask: int = 0,
     max_flows: int = 0,
+    workers: int = 1,
     before_loading: bool = False,
 ) -> Iterator[Check]:
     """Look at one thing after the other, and end where what is missing keeps us from looking further.
 
-    mark_mask: the bits of marks that are to be ours. max_flows: that are to be held.
+    mark_mask: the bits of marks that are to be ours. max_flows: that each worker is to hold.
     before_loading: modules that can be loaded are no problem yet.
     """
     denied = missing_capabilities()
@@ -68,7 +69,7 @@ def examine(
     yield Check("queues", "no other rule queues packets", other_queues())
     yield Check("Docker", "not here, or lets bridged packets pass", docker(found))
     yield Check("sysctls", "all that are to be set are there", missing_sysctls())
-    yield Check("connection table", "large enough", connection_table(max_flows))
+    yield Check("connection table", "large enough", connection_table(max_flows, workers))
 
 
 def probe(
@@ -79,9 +80,10 @@ def probe(
     queue: int = 0,
     mark_mask: int = 0,
     max_flows: int = 0,
+    workers: int = 1,
 ) -> list[Problem]:
     """All that keeps the gateway from running here (fatal), or its operator should know."""
-    checks = examine(bridge, lan, wan, queue=queue, mark_mask=mark_mask, max_flows=max_flows)
+    checks = examine(bridge, lan, wan, queue=queue, mark_mask=mark_mask, max_flows=max_flows, workers=workers)
     return [problem for check in checks for problem in check.problems]
 
 

@@ -20,13 +20,24 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from pyroute2 import IPSet
 from pyroute2.netlink.exceptions import NetlinkError
 
-from nedge.kernel.ipsets import errors, is_error, remove_sets, set_size
+from nedge.core.lists import NetworkSet, Range
+from nedge.kernel.ipsets import (
+    VERSIONS,
+    errors,
+    has_size,
+    is_error,
+    make_networks,
+    remove_sets,
+    replace_networks,
+    set_size,
+    spare_name,
+)
 from nedge.kernel.rules import FAMILIES, Family
 
 LONGEST = 2_147_483.0
@@ -36,17 +47,16 @@ MAX_NETWORKS = 1 << 20
 _SLACK = 2.0
 """Seconds by which the kernel may be ahead of the book in letting an address go."""
 
-_VERSIONS: dict[Family, int] = {"ip": 4, "ip6": 6}
 _NOT_IN_SET = 4103  # IPSET_ERR_EXIST
 
 
 def set_names(bridge: str, family: Family) -> tuple[str, str]:
     """The sets of cut addresses, and of networks that are never cut. (A name has at most 31 characters.)"""
-    return f"nedge-{bridge}-q{_VERSIONS[family]}", f"nedge-{bridge}-a{_VERSIONS[family]}"
+    return f"nedge-{bridge}-q{VERSIONS[family]}", f"nedge-{bridge}-a{VERSIONS[family]}"
 
 
 class _Entry(NamedTuple):
-    """An entry of a set: address, or network in CIDR form; seconds left, infinite without a timeout."""
+    """An address that is cut; seconds left, infinite without a timeout."""
 
     name: str
     left: float
@@ -59,14 +69,15 @@ class _Side:
 
     cut: str
     allowed: str
-    version: int
+    family: Family
     until: dict[str, float] = field(default_factory=dict)
     """Address -> when it is let go, by the monotonic clock."""
-    networks: set[str] = field(default_factory=set)
+    size: int | None = None
+    """How many networks are allowed; None: the set has yet to be filled."""
 
     @property
-    def family(self) -> int:
-        return socket.AF_INET if self.version == 4 else socket.AF_INET6
+    def number(self) -> int:
+        return socket.AF_INET if self.family == "ip" else socket.AF_INET6
 
     def prune(self) -> float:
         """Forget what is over. Gives the time."""
@@ -82,7 +93,9 @@ class Quarantine:
     def __init__(self, bridge: str) -> None:
         self.failures = 0
         """Addresses that the kernel did not take, or let go, when it was asked to."""
-        self._sides = {family: _Side(*set_names(bridge, family), _VERSIONS[family]) for family in FAMILIES}
+        self._sides = {family: _Side(*set_names(bridge, family), family) for family in FAMILIES}
+        self._networks: NetworkSet | None = None
+        """Those that are never cut; None: those that a crash left, if any."""
         self._kernel: Any = None
 
     def open(self) -> None:
@@ -92,8 +105,8 @@ class Quarantine:
             undo.callback(setattr, self, "_kernel", None)
             for side in self._sides.values():
                 _make(self._kernel, side)
+                make_networks(self._kernel, side.allowed, side.family, MAX_NETWORKS)
                 self._adopt(side)
-                side.networks = {entry.name for entry in self._read(side.allowed)}
             undo.pop_all()
 
     def close(self) -> None:
@@ -102,7 +115,7 @@ class Quarantine:
             with contextlib.closing(self._kernel) as kernel, errors("removed"):
                 self._kernel = None
                 for side in self._sides.values():
-                    remove_sets(kernel, side.cut, side.allowed)
+                    remove_sets(kernel, side.cut, side.allowed, spare_name(side.allowed))
 
     def rules(self) -> dict[Family, list[str]]:
         """Rules for the chain, to stand before those that let packets of decided flows pass."""
@@ -129,7 +142,7 @@ class Quarantine:
         side, name = self._side(address)
         known = side.until.pop(name, 0.0) > time.monotonic()
         try:
-            self._kernel.delete(side.cut, name, family=side.family)
+            self._kernel.delete(side.cut, name, family=side.number)
         except (NetlinkError, OSError) as error:
             self.failures += not is_error(error, errno.ENOENT, _NOT_IN_SET)
             return known
@@ -158,26 +171,35 @@ class Quarantine:
             entries = [entry for side in self._sides.values() for entry in self._read(side.cut)]
         return {entry.name: entry.packets for entry in entries}
 
-    def allow(self, networks: Iterable[str]) -> None:
+    def allow(self, networks: Iterable[str | Range]) -> None:
         """From now on the traffic of these networks and addresses is never cut, and that of no others."""
-        parsed = [ip_network(network, strict=False) for network in networks]
+        wanted = NetworkSet(networks)
+        if wanted != self._networks:
+            self._networks = wanted
+            for side in self._sides.values():
+                side.size = None
         with errors("filled"):
             for side in self._sides.values():
-                mine = [one for one in parsed if one.version == side.version]
-                there, side.networks = side.networks, _canonical(mine)
-                self._fit(side, there)
+                if side.size is None:
+                    self._fill(side, wanted)
 
     def check(self) -> bool:
         """Whether the sets have the size that they should have; if not, they do now.
 
-        That takes a few milliseconds in all; to read them would take 70 microseconds an entry."""
+        That takes a few milliseconds in all; to read the addresses would take 70 microseconds each."""
         with errors("put back"):
             sound = [self._check(side) for side in self._sides.values()]
         return all(sound)
 
     def _check(self, side: _Side) -> bool:
+        sound = True
+        if self._networks is None:
+            make_networks(self._kernel, side.allowed, side.family, MAX_NETWORKS)
+        elif side.size is None or not has_size(self._kernel, side.allowed, side.size):
+            sound = False
+            self._fill(side, self._networks)
         try:
-            sizes = set_size(self._kernel, side.cut), set_size(self._kernel, side.allowed)
+            size = set_size(self._kernel, side.cut)
         except (NetlinkError, OSError) as error:
             if not is_error(error, errno.ENOENT):
                 raise
@@ -185,17 +207,23 @@ class Quarantine:
             self._put_back(side)
             return False
         side.prune()
-        return sizes == (len(side.until), len(side.networks)) or self._put_back(side)
+        return (size == len(side.until) or self._put_back(side)) and sound
 
     def _put_back(self, side: _Side) -> bool:
-        """Make the sets what the book says. Who else is cut, somebody wanted that: it is noted down."""
+        """Cut whom the book says; says if all were. Who else is cut, somebody wanted that: it is noted."""
         there = {entry.name for entry in self._read(side.cut)}
         soon = side.prune() + _SLACK
         missing = [name for name, until in side.until.items() if until > soon and name not in there]
         for name in missing:
             self._cut(side, name)
         self._adopt(side)
-        return self._fit(side, {entry.name for entry in self._read(side.allowed)}) and not missing
+        return not missing
+
+    def _fill(self, side: _Side, networks: NetworkSet) -> None:
+        side.size = None
+        for count in replace_networks(self._kernel, side.allowed, side.family, networks, MAX_NETWORKS):
+            size = count
+        side.size = size
 
     def _adopt(self, side: _Side) -> None:
         now = time.monotonic()
@@ -205,15 +233,7 @@ class Quarantine:
     def _cut(self, side: _Side, name: str) -> None:
         left = side.until[name] - time.monotonic()
         timeout = 0 if left == math.inf else round(left)
-        self._kernel.add(side.cut, name, family=side.family, timeout=timeout, exclusive=False)
-
-    def _fit(self, side: _Side, there: set[str]) -> bool:
-        """Make a set that holds `there` hold what it should, new ones first; says if it did already."""
-        for name in side.networks - there:
-            self._kernel.add(side.allowed, name, family=side.family, etype="net", exclusive=False)
-        for name in there - side.networks:
-            self._kernel.delete(side.allowed, name, family=side.family, etype="net", exclusive=False)
-        return side.networks == there
+        self._kernel.add(side.cut, name, family=side.number, timeout=timeout, exclusive=False)
 
     def _side(self, address: str) -> tuple[_Side, str]:
         parsed = ip_address(address)
@@ -227,7 +247,10 @@ class Quarantine:
 def sweep(bridge: str) -> bool:
     """Remove what a crashed gateway left, whose rules are gone. Says if there was anything."""
     with errors("removed"), IPSet() as kernel:
-        return remove_sets(kernel, *(name for family in FAMILIES for name in set_names(bridge, family)))
+        names = [set_names(bridge, family) for family in FAMILIES]
+        return remove_sets(
+            kernel, *(name for cut, allowed in names for name in (cut, allowed, spare_name(allowed)))
+        )
 
 
 def _rules(side: _Side) -> list[str]:
@@ -236,31 +259,21 @@ def _rules(side: _Side) -> list[str]:
 
 
 def _make(kernel: Any, side: _Side) -> None:
-    cut = {"stype": "hash:ip", "timeout": 0, "counters": True, "maxelem": MAX_ADDRESSES}
-    allowed = {"stype": "hash:net", "maxelem": MAX_NETWORKS}
-    for name, options in ((side.cut, cut), (side.allowed, allowed)):
-        options |= {"family": side.family, "exclusive": False}
-        try:
-            kernel.create(name, **options)
-        except (NetlinkError, OSError) as error:
-            if not is_error(error, errno.EEXIST):
-                raise
-            remove_sets(kernel, name)  # of another kind: another version's, or not ours
-            kernel.create(name, **options)
+    options = {
+        "stype": "hash:ip", "family": side.number, "timeout": 0, "counters": True, "maxelem": MAX_ADDRESSES,
+        "exclusive": False,
+    }  # fmt: skip
+    try:
+        kernel.create(side.cut, **options)
+    except (NetlinkError, OSError) as error:
+        if not is_error(error, errno.EEXIST):
+            raise
+        remove_sets(kernel, side.cut)  # of another kind: another version's, or not ours
+        kernel.create(side.cut, **options)
 
 
 def _entry(data: Any) -> _Entry:
     address = data.get_attr("IPSET_ATTR_IP_FROM")
     text = address.get_attr("IPSET_ATTR_IPADDR_IPV4") or address.get_attr("IPSET_ATTR_IPADDR_IPV6")
-    name = str(ip_address(text))
-    if (prefix := data.get_attr("IPSET_ATTR_CIDR")) is not None:
-        name = f"{name}/{prefix}"
     left, packets = data.get_attr("IPSET_ATTR_TIMEOUT"), data.get_attr("IPSET_ATTR_PACKETS")
-    return _Entry(name, left or math.inf, packets or 0)
-
-
-def _canonical(networks: Iterable[IPv4Network | IPv6Network]) -> set[str]:
-    """Networks without those inside others, as the kernel tells them; it takes no prefix length of 0."""
-    collapsed = list(collapse_addresses(networks))  # type: ignore[type-var]
-    parts = (network.subnets() if network.prefixlen == 0 else (network,) for network in collapsed)
-    return {str(network) for part in parts for network in part}
+    return _Entry(str(ip_address(text)), left or math.inf, packets or 0)

@@ -102,18 +102,22 @@ def docker(found: dict[str, Link]) -> list[Problem]:
     ]
 
 
-def connection_table(max_flows: int) -> list[Problem]:
-    """Whether the kernel's table of connections holds as many as our flows, and has room now."""
+def connection_table(max_flows: int, workers: int) -> list[Problem]:
+    """Whether the kernel's table of connections holds as many as our flows, and has room now.
+
+    max_flows: that each worker holds, at most.
+    """
     limit, count = (read_sysctl(f"net/netfilter/nf_conntrack_{name}") for name in ("max", "count"))
     if limit is None or count is None:
         return []  # not loaded yet: the rules load it
     remedy = "raise net.netfilter.nf_conntrack_max (sysctl)"
     problems = []
-    if 0 < int(limit) < max_flows:
+    if 0 < int(limit) < max_flows * workers:
+        each = f"limits.max_flows is {max_flows}" + (f" for each of {workers} workers" if workers > 1 else "")
         problems.append(
             Problem(
                 f"the kernel holds {limit} connections, and drops packets of further ones, though "
-                f"limits.max_flows is {max_flows}: {remedy} or lower limits.max_flows",
+                f"{each}: {remedy} or lower limits.max_flows",
                 False,
             )
         )

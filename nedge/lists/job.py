@@ -6,8 +6,8 @@ standard error, as that of who started it.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 from typing import Any, Literal
@@ -26,12 +26,13 @@ Task = Literal["prepare", "refresh"]
 
 def start(task: Task, config: Config) -> subprocess.Popen[bytes]:
     """Begin: prepare packs what is not packed yet, refresh asks the sources that are due, too."""
-    process = subprocess.Popen(
-        interpreter.module("nedge.lists.job"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=interpreter.environment(),
-    )
+    with interpreter.held(interpreter.SUPERVISORS):
+        process = subprocess.Popen(
+            interpreter.module("nedge.lists.job"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=interpreter.environment(),
+        )
     assert process.stdin is not None
     request = {"task": task, "lists": config.lists.model_dump(mode="json"), "log": config.log.model_dump()}
     with process.stdin as pipe:
@@ -43,14 +44,14 @@ def start(task: Task, config: Config) -> subprocess.Popen[bytes]:
 def prepare(config: Config) -> None:
     """As `refresh.prepare`, in another process; nothing is started where there is nothing to do.
 
-    Raises ListError.
+    Raises ListError; CacheError where it is not the lists that are to blame.
     """
     if refresh.is_prepared(config.lists):
         return
     process = start("prepare", config)
     output, _ = process.communicate()
     if problem := outcome(output, process.returncode):
-        raise refresh.ListError(problem)
+        raise (refresh.CacheError if is_of_cache(output) else refresh.ListError)(problem)
 
 
 def outcome(output: bytes, status: int) -> str:
@@ -61,11 +62,17 @@ def outcome(output: bytes, status: int) -> str:
         return f"the process that works on lists ended with exit status {status}"
 
 
+def is_of_cache(output: bytes) -> bool:
+    """Whether the cache is to blame for what went wrong, by what the process said."""
+    with contextlib.suppress(orjson.JSONDecodeError):
+        return bool(orjson.loads(output).get("of_cache"))
+    return False
+
+
 def main() -> None:
     """What the other process does."""
     interpreter.die_with_parent()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # sent to all of nedge; the supervisor decides
+    interpreter.ignore(interpreter.SUPERVISORS)
     request: dict[str, Any] = orjson.loads(sys.stdin.buffer.read())
     settings = Lists.model_validate(request["lists"])
     logging = Log.model_validate(request["log"])
@@ -79,6 +86,7 @@ def main() -> None:
             answer["changed"] = refresh.refresh(settings)
     except refresh.ListError as error:
         answer["error"] = str(error)
+        answer["of_cache"] = isinstance(error, refresh.CacheError)
     sys.stdout.buffer.write(orjson.dumps(answer))
 
 

@@ -37,6 +37,10 @@ def configured(settings: Lists) -> dict[str, list[SourcePath]]:
     return {name: list(sources) for name in FORMS if (sources := getattr(settings, name))}
 
 
+class CacheError(ListError):
+    """The directory of packed lists cannot be read or written."""
+
+
 def refresh(
     settings: Lists, names: Sequence[str] = (), *, due_only: bool = True, accept_shrunken: bool = False
 ) -> list[str]:
@@ -109,20 +113,23 @@ def is_prepared(settings: Lists) -> bool:
         return False
 
 
-def unusable(settings: Lists, error: OSError) -> ListError:
+def unusable(settings: Lists, error: OSError) -> CacheError:
     """What to say where the cache cannot be read or written."""
-    return ListError(f"lists.cache_directory: {settings.cache_directory}: cannot be used: {error.strerror}")
+    return CacheError(f"lists.cache_directory: {settings.cache_directory}: cannot be used: {error.strerror}")
 
 
 def next_asked(cache: Cache, name: str, url: str, settings: Lists) -> float:
-    """When a URL is due to be asked for news, in epoch seconds."""
+    """When a URL is due to be asked for news, in epoch seconds.
+
+    One that was asked in the future, as the machine's clock was wrong then, is due.
+    """
     if not settings.refresh_hours:
         return math.inf
     state = cache.download(name, url)
     wait = settings.refresh_hours * 3600
     if state.failed:
         wait = min(wait, FIRST_RETRY * 2.0 ** min(state.failed - 1, 16))
-    return state.asked + wait
+    return state.asked + wait if state.asked <= time.time() else 0.0
 
 
 def next_refresh(settings: Lists) -> float:
@@ -134,7 +141,8 @@ def next_refresh(settings: Lists) -> float:
             if isinstance(source, str):
                 times.append(next_asked(cache, name, source, settings))
             elif settings.refresh_hours:
-                times.append(cache.packed(name, sources).looked + settings.refresh_hours * 3600)
+                looked = cache.packed(name, sources).looked
+                times.append(looked + settings.refresh_hours * 3600 if looked <= time.time() else 0.0)
     return min(times)
 
 

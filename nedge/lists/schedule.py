@@ -39,7 +39,7 @@ class Refresher:
     def renew(self, config: Config) -> None:
         """Look after these lists from now on, as they are packed now."""
         self._config = config
-        self._due = next_refresh(config.lists)
+        self._due = self._next()
         self._in_use = self._packed_now()
         self._is_changed = False
 
@@ -56,9 +56,9 @@ class Refresher:
         now = time.monotonic()
         if self._job is not None:
             self._look_after(self._job, now)
-        elif self._due <= time.time() and now >= self._started + PAUSE:
-            self._due = next_refresh(self._config.lists)  # somebody else may have refreshed them
-            if self._due <= time.time():
+        elif now >= max(self._due, self._started + PAUSE):
+            self._due = self._next()  # somebody else may have refreshed them
+            if now >= self._due:
                 self._start(now)
         self._is_changed = self._packed_now() != self._in_use
 
@@ -75,7 +75,7 @@ class Refresher:
                 process.kill()
             return
         self._job = None
-        self._due = next_refresh(self._config.lists)
+        self._due = self._next()
         output, _ = process.communicate()
         if error := job.outcome(output, process.returncode):
             self._failed(error)
@@ -83,6 +83,10 @@ class Refresher:
     def _failed(self, why: str) -> None:
         self.failures += 1
         _log.error("list_refresh_failed", error=why, failures=self.failures)
+
+    def _next(self) -> float:
+        """When there is something to do, by the monotonic clock: the machine's may be set meanwhile."""
+        return time.monotonic() + next_refresh(self._config.lists) - time.time()
 
     def _packed_now(self) -> list[tuple[int, int]]:
         """What tells the packed lists from later ones."""

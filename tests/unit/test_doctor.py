@@ -113,21 +113,23 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "count", "parts"),
+    ("limit", "count", "workers", "parts"),
     [
-        ("1000000", "5", []),
-        ("262144", "5", ["holds 262144 connections", "limits.max_flows is 1000000"]),
-        ("1000000", "900000", ["900000 of 1000000 connections"]),
-        ("0", "5", []),  # no limit
-        (None, None, []),
+        ("1000000", "5", 1, []),
+        ("262144", "5", 1, ["holds 262144 connections", "limits.max_flows is 1000000:"]),
+        ("1000000", "900000", 1, ["900000 of 1000000 connections"]),
+        ("3999999", "5", 4, ["holds 3999999 connections", "1000000 for each of 4 workers:"]),
+        ("4000000", "5", 4, []),
+        ("0", "5", 4, []),  # no limit
+        (None, None, 1, []),
     ],
 )
 def test_connection_table(
-    monkeypatch: pytest.MonkeyPatch, limit: str | None, count: str | None, parts: list[str]
+    monkeypatch: pytest.MonkeyPatch, limit: str | None, count: str | None, workers: int, parts: list[str]
 ) -> None:
     values = {"net/netfilter/nf_conntrack_max": limit, "net/netfilter/nf_conntrack_count": count}
     monkeypatch.setattr(survey, "read_sysctl", values.get)
-    found = survey.connection_table(1_000_000)
+    found = survey.connection_table(1_000_000, workers)
     assert bool(found) == bool(parts)
     for part in parts:
         assert part in found[0].text

@@ -128,6 +128,33 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert list(loaded(tmp_path).book) == ORDERS
 
 
+def test_what_could_not_be_written_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = filled(tmp_path)
+    file.store_again()  # there is nothing to do
+    file.book.remove(1)
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with capture_logs() as logs:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            assert file.store()
+            for _ in range(3):
+                file.store_again()
+        assert file.unstored == 4
+        assert list(loaded(tmp_path).book) == ORDERS
+        file.store_again()
+        assert list(loaded(tmp_path).book) == ORDERS[1:]
+        file.path.unlink()
+        file.store_again()
+        assert not file.path.exists(), "once is enough"
+    told = [(entry["event"], entry.get("times")) for entry in logs]
+    assert told == [*(("orders_unstored", times) for times in (1, 2, 4)), ("orders_stored", None)]
+
+
 def test_numbers_go_on_from_the_highest(tmp_path: Path) -> None:
     (tmp_path / "br0.orders.json").write_bytes(change(id=40))
     assert loaded(tmp_path).next == 41

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kit import dns, judge, merge
 from structlog.testing import capture_logs
 
-from nedge.config import Config, Eve
+from nedge.config import Config, Eve, History
+from nedge.export.eve import to_json
+from nedge.export.files import EventFile
 from nedge.export.snapshot import Snapshot, stats_record
 from nedge.gateway import exporting as module
 from nedge.gateway.exporting import ExporterProcess
+from nedge.gateway.signals import STOP_SIGNALS
 
 LINE = b'{"event_type":"flow"}\n'
 
@@ -34,7 +39,7 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
 def tick(made: ExporterProcess, **figures: int) -> None:
     """What the supervisor does again and again."""
     worker = {"number": 0, "pid": 77, "ready": True, "silent": 0.1, "figures": figures, "measures": {}}
-    supervisor: Any = SimpleNamespace(restarts=3, describe=lambda: [worker])
+    supervisor: Any = SimpleNamespace(restarts=3, describe=lambda: [worker], host_scores=list)
     made.tick(supervisor, lambda: figures | made.totals())
 
 
@@ -88,7 +93,7 @@ def test_signals_to_all_processes_do_not_end_it(path: Path) -> None:
     """Those who stop nedge may signal all processes there are; workers write until they end."""
     with running(eve(path)) as made:
         until(path.exists)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             os.kill(made._pid, number)
         made.writer.send(LINE)
         until(lambda: content(path) == LINE)
@@ -129,6 +134,67 @@ def test_one_that_does_not_end_is_killed(path: Path, monkeypatch: pytest.MonkeyP
     with capture_logs() as logs:
         made.close()
     assert "exporter_killed" in [entry["event"] for entry in logs]
+
+
+def test_what_nobody_was_left_to_write_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the channel when the exporter is killed at the end."""
+    monkeypatch.setattr(module, "STOP_SECONDS", 0.3)
+    made = ExporterProcess(eve(path))
+    made.start()
+    made.writer.send(LINE)
+    until(lambda: content(path) == LINE)
+    until(lambda: tick(made) or made.figures.get("events_written") == 1)
+    os.kill(made._pid, signal.SIGSTOP)
+    until(lambda: _state(made._pid) == "T")
+    for _ in range(3):
+        made.writer.send(LINE * 7)
+    with capture_logs() as logs:
+        made.close()
+    assert [(entry["event"], entry.get("lost")) for entry in logs if entry["log_level"] == "error"] == [
+        ("exporter_killed", None),
+        ("events_lost", 21),
+    ]
+    assert made.totals()["events_lost"] == 21
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_what_a_killed_exporter_had_in_its_hands_is_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at_the_end: bool
+) -> None:
+    """A write that hangs, as on a server that is away: what was taken out of the channel is lost with it."""
+    monkeypatch.setattr(module, "STOP_SECONDS", 0.3)
+    monkeypatch.setattr(EventFile, "write", lambda *_: time.sleep(600))
+    made = ExporterProcess(eve(path))
+    made.start()
+    made.writer.send(LINE * 7)
+    until(lambda: made._held[0] == 7)
+    with capture_logs():
+        if not at_the_end:
+            os.kill(made._pid, signal.SIGKILL)
+            until(lambda: tick(made) or made.restarts)
+            assert made.totals()["events_lost"] == 7
+        made.close()
+    assert made.totals()["events_lost"] == 7
+
+
+def test_rows_that_a_killed_exporter_had_in_its_hands_are_counted(tmp_path: Path) -> None:
+    """It waits for the file, as another program writes to it."""
+    path = tmp_path / "history.db"
+    events = judge(merge(dns("a.example").packets, dns("b.example", sport=5).packets), scripts={}).events
+    with running(Config(history=History(path=path))) as made, capture_logs():
+        other = sqlite3.connect(path, isolation_level=None)
+        until(lambda: other.execute("PRAGMA user_version").fetchone()[0])
+        other.execute("BEGIN IMMEDIATE")
+        made.writer.send(b"".join(map(to_json, events)))
+        until(lambda: made._held[1] == 2)
+        os.kill(made._pid, signal.SIGKILL)
+        until(lambda: tick(made) or made.restarts)
+        other.close()
+        assert made.totals()["history_lost"] == 2
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_file_that_was_moved(path: Path) -> None:
@@ -237,7 +303,8 @@ def test_stats(path: Path) -> None:
 
 def snapshot(**counters: int) -> Snapshot:
     made = Snapshot()
-    made.take({"gateway": {"started": 100.0, "restarts": 2, "processes": {}, "counters": counters}})
+    gateway = {"started": 100.0, "restarts": 2, "processes": {}, "counters": counters, "before": {}}
+    made.take({"gateway": gateway})
     return made
 
 

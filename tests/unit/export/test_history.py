@@ -444,13 +444,42 @@ def test_a_full_disk_loses_nothing_at_first(tmp_path: Path, monkeypatch: pytest.
     with capture_logs() as logs:
         history.add(flow_lines(T0, 1000))
         history._write()
-        assert (history.written, history.lost, history._waiting) == (0, 0, 1000)
+        assert (history.written, history.lost, history.waiting) == (0, 0, 1000)
         assert history.failures >= 1
         database.execute("PRAGMA max_page_count = 100000")
         history._write()
-    assert (history.written, history.lost, history._waiting) == (1000, 0, 0)
+    assert (history.written, history.lost, history.waiting) == (1000, 0, 0)
     assert {entry["event"] for entry in logs} == {"history_failed"}
     assert "full" in logs[0]["error"]
+
+
+@pytest.mark.parametrize("harm", ["unlink", "rename", "truncate"])
+def test_a_file_that_somebody_takes_away_is_begun_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0.0)
+    history = made(path)
+    history.add(flow_lines(T0, 10))
+    history._write()
+    with capture_logs() as logs:
+        history.tick()
+        assert not logs
+        match harm:
+            case "unlink":
+                path.unlink()
+            case "rename":
+                path.rename(path.with_name("away"))
+            case "truncate":
+                os.truncate(path, 0)
+        history.tick()
+        history.add(flow_lines(T0 + 60, 20))
+        history._write()
+        assert count(path) >= 20, "while it is open"
+        history.tick()
+    assert [entry["event"] for entry in logs] == ["history_failed"]
+    assert (history.failures, history.lost, history.waiting) == (1, 0, 0)
+    history.close()
 
 
 def test_what_waits_too_long_is_lost_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,9 +487,9 @@ def test_what_waits_too_long_is_lost_and_counted(tmp_path: Path, monkeypatch: py
     history = made(tmp_path / "none" / "history.db")
     with capture_logs() as logs:
         history.add(flow_lines(T0, 1000))
-        assert (history.lost, history._waiting) == (0, 1000)
+        assert (history.lost, history.waiting) == (0, 1000)
         history.add(flow_lines(T0, 1000))
-        assert (history.lost, history._waiting) == (2000, 0)
+        assert (history.lost, history.waiting) == (2000, 0)
     assert history.failures == 1, "it is not tried with every line"
     assert [entry["event"] for entry in logs] == ["history_failed"]
     (tmp_path / "none").mkdir()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,17 +23,25 @@ from structlog.testing import capture_logs
 
 from nedge.config import Config, Eve, History, Lists
 from nedge.config import Metrics as MetricsSection
+from nedge.export import endpoint as endpoint_module
 from nedge.export import metrics as module
 from nedge.export.outlet import Outlet, channel
 from nedge.export.snapshot import Snapshot
+from nedge.gateway.control import ControlServer
 from nedge.gateway.exporting import ExporterProcess
 from nedge.gateway.latency import BOUNDS, Latency
+from nedge.gateway.summary import FAILURES
 from nedge.gateway.supervisor import GAUGES
 from nedge.lists.refresh import prepare
 from nedge.live import Live
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana-dashboard.json"
 
+COUNTED = {
+    "supervisor_errors": 2, "manager_failures": 3, "list_job_failures": 4, "orders_damaged": 5,
+    "control_requests": 6, "control_clients": 7, "control_malformed": 8,
+}  # fmt: skip
+"""What the gateway counts beside its workers."""
 SCRIPTS = {
     "block": """
     from nedge.scripts import *
@@ -126,7 +136,7 @@ def endpoint(tmp_path: Path, host: str = "127.0.0.1") -> Iterator[tuple[Exporter
     shown = f"[{host}]" if ":" in host else host
 
     def is_up() -> bool:
-        process.tick(supervisor, process.totals)
+        process.tick(supervisor, lambda: process.totals() | COUNTED)
         try:
             return "nedge_flows_total" in scrape(port, shown) and 'worker="0"' in scrape(port, shown)
         except OSError:
@@ -188,6 +198,12 @@ def test_what_is_told(told: str) -> None:
     assert [own for own, _ in found["nedge_worker_figure"]] == [{"worker": "0", "figure": "new_counter"}]
     assert (value("nedge_worker_up"), value("nedge_worker_heartbeat_age_seconds")) == (1, 0.125)
     assert value("nedge_worker_restarts_total") == 2
+    for cause in ("supervisor_errors", "manager_failures", "list_job_failures", "orders_damaged"):
+        assert value("nedge_gateway_failures_total", cause=cause) == COUNTED[cause]
+    assert value("nedge_gateway_failures_total", cause="control_malformed") == 8
+    assert value("nedge_gateway_failures_total", cause="orders_unstored") == 0
+    assert value("nedge_gateway_failures_total", cause="metrics_refused") == 0
+    assert (value("nedge_control_requests_total"), value("nedge_control_clients_total")) == (6, 7)
     assert value("nedge_events_written_total") == 1
     assert value("nedge_events_lost_total", where="channel") == 3
     assert value("nedge_events_lost_total", where="file") == 0
@@ -240,9 +256,22 @@ def test_the_dashboard_asks_for_what_there_is(told: str) -> None:
 
 def test_every_metric_is_on_the_dashboard(told: str) -> None:
     asked = set(re.findall(r"\bnedge_\w+", " ".join(queries())))
-    left_out = {"nedge_eve_rotations_total", "nedge_metrics_failures_total"}
+    left_out = {"nedge_eve_rotations_total"}
     missing = {name for name in samples(told) if name not in asked} - left_out
     assert missing <= {"nedge_judge_seconds_bucket"}
+
+
+def test_no_failure_of_the_gateway_is_left_out() -> None:
+    """What the control API and the rest beside the workers count, and `nedge status` shows, is all told."""
+    counters = ControlServer(Path("socket"), None, SimpleNamespace()).counters  # type: ignore[arg-type]
+    told = {*module._GATEWAY, *module._CONTROL, *module._GATEWAY_FAILURES, *module._EXPORTER_FAILURES}
+    assert {f"control_{name}" for name in counters} <= told
+    of_workers = {*module._FAILURES, *module._GAUGES}
+    elsewhere = {
+        "rejects_failed", "rejects_limited", "conntrack_dumps_failed",  # nedge_worker_figure
+        "worker_restarts", "exporter_restarts", "eve_failures", "history_failures",
+    }  # fmt: skip
+    assert set(FAILURES) - of_workers - elsewhere <= told
 
 
 def test_panels_do_not_overlap() -> None:
@@ -275,7 +304,7 @@ def test_the_address_is_free_again(tmp_path: Path) -> None:
 def _answers(port: int) -> bool:
     try:
         return "nedge_build_info" in scrape(port)
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -294,6 +323,80 @@ def test_an_address_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     until(lambda: metrics.tick() or _answers(port))
     metrics.close()
+
+
+@contextmanager
+def open_metrics() -> Iterator[tuple[module.Metrics, int]]:
+    port = free_port()
+    metrics = module.Metrics(Config(metrics=MetricsSection(listen=f"127.0.0.1:{port}")), Snapshot(), dict)
+    metrics.tick()
+    try:
+        yield metrics, port
+    finally:
+        metrics.close()
+
+
+def silent(port: int, count: int) -> list[socket.socket]:
+    """Clients that say nothing, or not all of it."""
+    made = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    for client in made[::2]:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nX-Slow: ")
+    return made
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("Thread-") for thread in threading.enumerate())
+
+
+def test_clients_that_say_nothing_block_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "PATIENCE", 1.0)
+    before = threads()
+    with open_metrics() as (metrics, port):
+        clients = silent(port, endpoint_module.MAX_CLIENTS)
+        until(lambda: threads() == before + len(clients))
+        refused = 0
+        while not _answers(port):  # all places are taken, until one has been for a second
+            refused += 1
+            time.sleep(0.05)
+        assert refused
+        assert metrics.figures() == {"metrics_failures": 0, "metrics_refused": refused + 1}
+        assert clients[0].recv(100) == b"", "who came first has lost its place"
+        for client in clients:
+            client.close()
+        until(lambda: threads() == before)
+        assert _answers(port)
+
+
+def test_a_crowd_gets_no_more_threads_than_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "PATIENCE", 60.0)
+    before = threads()
+    with open_metrics() as (metrics, port):
+        clients = silent(port, 50)
+        until(lambda: metrics.figures()["metrics_refused"] == 50 - endpoint_module.MAX_CLIENTS)
+        assert threads() == before + endpoint_module.MAX_CLIENTS
+        for client in clients:
+            client.close()
+        until(lambda: _answers(port))
+
+
+def test_a_client_that_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "SLOWEST", 0.3)
+    with open_metrics() as (_metrics, port):
+        (client,) = silent(port, 1)
+        with client:
+            client.settimeout(30)
+            assert client.recv(100) == b""
+
+
+def test_an_answer_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_self: object) -> Iterator[Any]:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(module._Collector, "collect", broken)
+    with open_metrics() as (metrics, port), capture_logs() as logs:
+        assert not _answers(port)
+        until(lambda: metrics.figures()["metrics_failures"] == 1)
+    assert [(entry["event"], entry["error"]) for entry in logs] == [("metrics_error", "ValueError('broken')")]
 
 
 def test_before_anything_is_known() -> None:

@@ -149,7 +149,8 @@ def test_stats_meet_it() -> None:
         made.feed(some_of_everything())
         figures = made.engine.figures()
     snapshot = Snapshot()
-    snapshot.take({"gateway": {"started": T0, "restarts": 0, "processes": {}, "counters": figures}})
+    gateway = {"started": T0, "restarts": 0, "processes": {}, "counters": figures, "before": {}}
+    snapshot.take({"gateway": gateway})
     event = stats_record(snapshot, T0)
     check(event)
     assert event["stats"]["decoder"]["pkts"] == len(some_of_everything())

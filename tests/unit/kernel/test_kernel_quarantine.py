@@ -4,106 +4,20 @@ from __future__ import annotations
 
 import errno
 import math
-import socket
-from typing import Any
 
 import pytest
+from kernel_kit import FULL, FakeIPSet, install
 from pyroute2.netlink.exceptions import NetlinkError
 
+from nedge.core.lists import NetworkSet
 from nedge.kernel import quarantine as module
 from nedge.kernel.errors import KernelError
+from nedge.kernel.ipsets import PER_MESSAGE, spare_name
 from nedge.kernel.quarantine import LONGEST, Quarantine, set_names, sweep
 
-FULL, NOT_IN_SET = 4352, 4103
 V4, V6 = "198.51.100.7", "2001:db8::7"
 Q4, A4 = set_names("br0", "ip")
 Q6, A6 = set_names("br0", "ip6")
-
-
-class Message:
-    def __init__(self, **attributes: Any) -> None:
-        self._attributes = attributes
-
-    def get_attr(self, name: str) -> Any:
-        return self._attributes.get(name.removeprefix("IPSET_ATTR_"))
-
-    def get_attrs(self, name: str) -> Any:
-        return self.get_attr(name)
-
-
-class FakeIPSet:
-    """Sets of one kernel; shared by all sockets."""
-
-    sets: dict[str, dict[str, float]]
-    options: dict[str, dict[str, Any]]
-    refuse: dict[str, Exception]
-    sockets: int
-    tells_sizes: bool
-    reads: int
-
-    def __init__(self) -> None:
-        FakeIPSet.sockets += 1
-
-    def __enter__(self) -> FakeIPSet:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        FakeIPSet.sockets -= 1
-
-    def _of(self, name: str, step: str = "") -> dict[str, float]:
-        if step in self.refuse:
-            raise self.refuse[step]
-        if name not in self.sets:
-            raise NetlinkError(errno.ENOENT, "no such set")
-        return self.sets[name]
-
-    def create(self, name: str, exclusive: bool, **options: Any) -> None:
-        assert not exclusive
-        if "create" in self.refuse:
-            raise self.refuse["create"]
-        if name in self.sets and self.options[name] != options:
-            raise NetlinkError(errno.EEXIST, "of another kind")
-        self.sets.setdefault(name, {})
-        self.options[name] = options
-
-    def destroy(self, name: str) -> None:
-        self._of(name, "destroy")
-        del self.sets[name]
-
-    def add(
-        self, name: str, entry: str, family: int, timeout: int = -1, etype: str = "ip", exclusive: bool = True
-    ) -> None:
-        assert not exclusive
-        assert family == (socket.AF_INET6 if ":" in entry else socket.AF_INET)
-        assert etype == ("net" if "/" in entry else "ip")
-        assert isinstance(timeout, int)
-        assert timeout <= LONGEST
-        self._of(name, "add")[entry] = timeout
-
-    def delete(self, name: str, entry: str, family: int, etype: str = "ip", exclusive: bool = True) -> None:
-        if entry not in self._of(name, "delete") and exclusive:
-            raise NetlinkError(NOT_IN_SET, "not in it")
-        self.sets[name].pop(entry, None)
-
-    def flush(self, name: str) -> None:
-        self._of(name, "flush").clear()
-
-    def list(self, name: str, flags: int = 0) -> list[Message]:
-        entries = self._of(name, "list")
-        if flags == 4:
-            size = len(entries) if self.tells_sizes else None
-            return [Message(DATA=Message(ELEMENTS=size))]
-        FakeIPSet.reads += 1
-        return [Message(), Message(ADT=Message(DATA=[self._entry(*entry) for entry in entries.items()]))]
-
-    def _entry(self, name: str, timeout: int) -> Message:
-        address, _, prefix = name.partition("/")
-        kind = "IPADDR_IPV6" if ":" in name else "IPADDR_IPV4"
-        left, cidr = timeout if timeout >= 0 else None, int(prefix) if prefix else None
-        return Message(IP_FROM=Message(**{kind: address}), CIDR=cidr, TIMEOUT=left, PACKETS=3)
 
 
 class Clock:
@@ -124,11 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> type[FakeIPSet]:
-    FakeIPSet.sets, FakeIPSet.options, FakeIPSet.refuse = {}, {}, {}
-    FakeIPSet.sockets = FakeIPSet.reads = 0
-    FakeIPSet.tells_sizes = True
-    monkeypatch.setattr(module, "IPSet", FakeIPSet)
-    return FakeIPSet
+    return install(monkeypatch, module)
 
 
 @pytest.fixture
@@ -140,7 +50,8 @@ def cut(kernel: type[FakeIPSet], clock: Clock) -> Quarantine:
 
 def test_names_fit() -> None:
     for family in ("ip", "ip6"):
-        assert all(len(name) <= 31 for name in set_names("x" * 15, family))  # type: ignore[arg-type]
+        cut, allowed = set_names("x" * 15, family)  # type: ignore[arg-type]
+        assert max(map(len, (cut, spare_name(allowed)))) <= 31
     assert len({Q4, A4, Q6, A6}) == 4
 
 
@@ -237,9 +148,34 @@ def test_the_allow_list(
 
 
 def test_an_allow_list_that_is_in_force_is_left_alone(cut: Quarantine, kernel: type[FakeIPSet]) -> None:
-    cut.allow(["192.0.2.0/24"])
-    kernel.refuse = {step: AssertionError(step) for step in ("add", "delete", "flush")}
-    cut.allow(["192.0.2.0/25", "192.0.2.128/25"])
+    ranges = list(NetworkSet(["192.0.2.0/24", "fd00::/8"]).ranges())
+    cut.allow(ranges)
+    kernel.refuse = {step: AssertionError(step) for step in ("add_networks", "swap", "destroy")}
+    cut.allow(ranges)
+
+
+def test_a_long_allow_list(cut: Quarantine, kernel: type[FakeIPSet]) -> None:
+    """It takes several messages, and no more calls than these."""
+    kernel.refuse = {"add": AssertionError("one at a time")}
+    networks = [f"10.{n >> 8}.{n & 255}.0/25" for n in range(2 * PER_MESSAGE + 1)]
+    cut.allow(networks)
+    assert set(kernel.sets[A4]) == set(networks)
+    assert sorted(kernel.sets) == sorted((Q4, A4, Q6, A6))
+
+
+def test_an_allow_list_that_the_kernel_refuses_is_tried_again(
+    cut: Quarantine, kernel: type[FakeIPSet]
+) -> None:
+    cut.allow(["192.0.2.0/24", "fd00::/8"])
+    kernel.refuse["add_networks"] = OSError(FULL, "full")
+    for step in (lambda: cut.allow(["198.51.100.0/24", "fd00::/8"]), cut.check):
+        with pytest.raises(KernelError, match="full"):
+            step()
+        assert kernel.sets == {Q4: {}, Q6: {}, A4: {"192.0.2.0/24": -1}, A6: {"fd00::/8": -1}}
+    kernel.refuse.clear()
+    assert not cut.check()
+    assert set(kernel.sets[A4]) == {"198.51.100.0/24"}
+    assert cut.check()
 
 
 def test_a_check_is_cheap(cut: Quarantine, kernel: type[FakeIPSet], clock: Clock) -> None:
@@ -305,6 +241,7 @@ def test_who_the_kernel_just_let_go_is_not_cut_again(
 def test_hosts_added_by_others_are_noted_networks_are_not(
     cut: Quarantine, kernel: type[FakeIPSet], clock: Clock
 ) -> None:
+    cut.allow([])
     kernel.sets[Q4][V4] = 60
     kernel.sets[Q4]["192.0.2.1"] = 0
     assert cut.check()

@@ -22,7 +22,16 @@ from nedge.lists import job
 from nedge.lists.cache import Cache
 from nedge.lists.fetch import Fetched
 from nedge.lists.loading import load_lists, read_lists
-from nedge.lists.refresh import FIRST_RETRY, ListError, is_prepared, next_refresh, prepare, refresh
+from nedge.lists.refresh import (
+    FIRST_RETRY,
+    CacheError,
+    ListError,
+    is_prepared,
+    next_refresh,
+    prepare,
+    refresh,
+)
+from nedge.live import rehearse
 
 Settings = Callable[..., Lists]
 DOMAINS = "bad.example\nworse.example\n"
@@ -124,6 +133,26 @@ def test_a_cache_that_cannot_be_written(settings: Settings, tmp_path: Path) -> N
         with pytest.raises(ListError, match=r"lists.cache_directory: .*cache: cannot be used: "):
             step(made)
     assert read_lists(made).malware_domains.match("bad.example"), "replay needs no cache"
+
+
+def test_a_gateway_starts_without_a_cache_but_reloads_with_one_only(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """A disk that is full does not leave a network without its firewall."""
+    (tmp_path / "names").write_text(DOMAINS)
+    (tmp_path / "cache").write_text("a file")
+    made = Config(lists=settings(malware_domains=[tmp_path / "names"]))
+    with capture_logs() as logs:
+        rehearse(made, starting=True)
+    assert [(entry["event"], entry["log_level"]) for entry in logs if entry["log_level"] != "info"] == [
+        ("lists_not_packed", "error"), ("list_not_packed", "warning"),
+    ]  # fmt: skip
+    with pytest.raises(CacheError, match=r"lists.cache_directory: .*cache: cannot be used: "):
+        rehearse(made)
+    (tmp_path / "names").write_text("this is no domain\n")
+    (tmp_path / "cache").unlink()
+    with pytest.raises(ListError, match="this is no domain"):
+        rehearse(made, starting=True)
 
 
 # Downloads

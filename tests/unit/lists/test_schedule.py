@@ -18,7 +18,7 @@ from nedge.config import Config, Lists
 from nedge.lists import job
 from nedge.lists import schedule as module
 from nedge.lists.loading import load_lists
-from nedge.lists.refresh import prepare, refresh
+from nedge.lists.refresh import next_refresh, prepare, refresh
 from nedge.lists.schedule import Refresher
 
 Settings = Callable[..., Lists]
@@ -74,6 +74,43 @@ def test_nothing_is_new(settings: Settings, server: ListServer, monkeypatch: pyt
         tick_until(under_test, lambda: len(server.asked) == 2)
         tick_until(under_test, lambda: under_test._job is None)
         assert not under_test.changed()
+
+
+@pytest.mark.parametrize("jump", [4e8, -4e8])
+def test_a_clock_that_is_set_changes_nothing(
+    settings: Settings, server: ListServer, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """By years: as that of a machine which boots without a battery, before it has heard of the time."""
+    made = settings(malware_domains=[server.put("/names", "bad.example\n")], refresh_hours=1)
+    refresh(made)
+    monkeypatch.setattr(job, "start", lambda task, config: ended(1))
+    seconds, real = time.monotonic, time.time
+    with refresher(made) as under_test, capture_logs():
+        for offset in (jump, 0.0, jump):
+            monkeypatch.setattr(time, "time", lambda offset=offset: real() + offset)
+            under_test.tick()
+            assert (under_test._job, under_test.failures) == (None, 0)
+        monkeypatch.setattr(time, "monotonic", lambda: seconds() + 3590)
+        under_test.tick()
+        assert under_test._job is None
+        monkeypatch.setattr(time, "monotonic", lambda: seconds() + 3610)
+        under_test.tick()
+        assert under_test._job is not None
+
+
+def test_what_was_asked_in_the_future_is_due(
+    settings: Settings, server: ListServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was wrong when it was asked last."""
+    made = settings(malware_domains=[server.put("/names", "bad.example\n")], refresh_hours=1)
+    real = time.time
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: real() + 2e6)
+        refresh(made)
+    assert next_refresh(made) <= time.time()
+    refresh(made)
+    assert len(server.asked) == 2
+    assert next_refresh(made) > time.time() + 3000
 
 
 def test_jobs_do_not_follow_each_other_at_once(
