@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from nedge.control.protocol import ControlError, Flows, Hosts, Kind, Message, plain
+from nedge.control.protocol import ControlError, Kind, Message, plain
+from nedge.control.requests import Flows, Hosts
 from nedge.core.engine import Engine
 from nedge.core.flow import FLOWS_PER_WORKER, Flow
 from nedge.core.orders import Order
