@@ -286,10 +286,13 @@ class Answers:
         }
 
     def _find(self, number: int) -> Iterator[Flow | None]:
-        """The flow with this id, or this number here, at the end; None after a step that did not find it."""
-        modulus = FLOWS_PER_WORKER if number < FLOWS_PER_WORKER else FLOWS_PER_WORKER**2
+        """The flow of this number, at the end; None after a step that did not find it.
+
+        A number is a flow's id, as events have it, or counts this worker's flows, as in WORKER-NUMBER.
+        """
+        counts = number < FLOWS_PER_WORKER
         for flow in self._means.engine.table.walk():
-            if flow.id % modulus == number:
+            if number == (flow.id % FLOWS_PER_WORKER if counts else flow.id):
                 yield flow
                 return
             yield None
