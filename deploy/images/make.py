@@ -51,7 +51,7 @@ def main() -> None:
         (lab.directory / "gateway").mkdir()
         (lab.directory / "gateway" / "malware.txt").write_text("malware.example\n")
         with Gateway(lab, CONFIG) as gateway, Client(gateway.directory / "control.sock") as client:
-            client.ask("block", target="games.example", seconds=3600, reason="exam week")
+            client.ask("block", target="games.example", seconds=3600)
             clients = [lab.client.popen(command, stdout=subprocess.DEVNULL) for command in commands(servers)]
             await_that(lambda: blocked(client, "malware.example", "blocked.example", "games.example"))
             await_that(lambda: len(list(client.ask("flows").records())) >= len(clients))
