@@ -7,21 +7,21 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from nedge import log
 from nedge.commands.cleanup import cleanup
 from nedge.commands.doctor import doctor_command
-from nedge.config import Config, ConfigError
-from nedge.config import load as load_config
 from nedge.control import commands as control
 from nedge.control.protocol import ControlError, Kind
-from nedge.dpi import DpiError
+from nedge.errors import ConfigError, DpiError
 from nedge.export.cli import history
 from nedge.lab.cli import app as lab
 from nedge.lists.cli import app as lists
+
+if TYPE_CHECKING:
+    from nedge.config import Config
 
 app = typer.Typer(
     name="nedge",
@@ -75,6 +75,10 @@ def fail(message: str, status: int) -> NoReturn:
 
 def configure(path: Path | None, policies: Path | None = None) -> Config:
     """The configuration that the options ask for; logging is set up by it."""
+    from nedge import log
+    from nedge.config import Config
+    from nedge.config import load as load_config
+
     config = load_config(path) if path else Config()
     if policies is not None:
         scripts = config.scripts.model_copy(update={"directories": [policies]})
@@ -146,6 +150,7 @@ def replay(
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
     from nedge.assemble import allowed_networks, dropped_networks
+    from nedge.config import load as load_config
     from nedge.dpi.selftest import check as check_dpi
     from nedge.gateway.run import Parts
     from nedge.gateway.run import run as run_gateway

@@ -27,6 +27,7 @@ from pydantic import (
 from nedge.core.marks import DEFAULT_MASK, is_mask
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import DEFAULT_DROP_SCORE
+from nedge.errors import ConfigError as ConfigError
 
 
 def _network(value: Any) -> IPv4Network | IPv6Network:
@@ -98,10 +99,6 @@ LOCAL_NETWORKS = (
 _IN_PACKAGE = Path(__file__).parent / "policies"
 SHIPPED_POLICIES = _IN_PACKAGE if _IN_PACKAGE.is_dir() else Path(__file__).parent.parent / "policies"
 """The scripts that come with nedge: inside an installed package, beside it in a checkout."""
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. The message has a line per problem."""
 
 
 class _Section(BaseModel):

@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Live:
-    """Implements `nedge.gateway.run.Judging`."""
+    """Implements `nedge.gateway.work.Judging`."""
 
     engine: Engine
     assembly: Assembly

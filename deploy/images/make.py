@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from textual.widgets import DataTable
 
 from nedge.control.client import Client
 from nedge.control.story import story_page
@@ -40,7 +41,8 @@ domains = ["blocked.example"]
 """
 )
 DEADLINE = 20.0
-COLUMNS, ROWS = 172, 20
+WIDE, ROWS = 250, 19
+"""Columns and rows of the screen, before it is made as narrow as what it shows."""
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
         (lab.directory / "gateway").mkdir()
         (lab.directory / "gateway" / "malware.txt").write_text("malware.example\n")
         with Gateway(lab, CONFIG) as gateway, Client(gateway.directory / "control.sock") as client:
-            client.ask("block", target="games.example", seconds=3600, reason="exam week")
+            client.ask("block", target="games.example", seconds=3600)
             clients = [lab.client.popen(command, stdout=subprocess.DEVNULL) for command in commands(servers)]
             await_that(lambda: blocked(client, "malware.example", "blocked.example", "games.example"))
             await_that(lambda: len(list(client.ask("flows").records())) >= len(clients))
@@ -102,11 +104,14 @@ def await_that(condition: Callable[[], bool]) -> None:
 async def top_screen(client: Client) -> str:
     """`nedge top` after its first look."""
     app = Top(client)
-    async with app.run_test(size=(COLUMNS, ROWS)) as pilot:
+    async with app.run_test(size=(WIDE, ROWS)) as pilot:
         deadline = time.monotonic() + DEADLINE
         while not app.records and time.monotonic() < deadline:
             await pilot.pause(0.1)
         await pilot.press("s")  # by score
+        await pilot.pause(1.0)
+        await pilot.press("ctrl+home")
+        await pilot.resize_terminal(app.query_one(DataTable).virtual_size.width, ROWS)
         await pilot.pause(1.0)
         return app.export_screenshot(title="nedge top")
 

@@ -6,14 +6,13 @@ import sys
 
 import typer
 
-from nedge import log
-
 
 def cleanup() -> None:
     """Undo what gateways that crashed left here: rules, bridges, settings. Those that run are left alone.
 
     `nedge run` does that by itself for its own bridge. Needs root.
     """
+    from nedge import log
     from nedge.gateway.run import clear_abandoned
     from nedge.kernel.errors import KernelError
 

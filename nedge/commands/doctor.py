@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
 
-from nedge.config import Config
+if TYPE_CHECKING:
+    from nedge.config import Config
 
 FAILED = 1
 

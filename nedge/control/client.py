@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from nedge.config import Config
 from nedge.control.protocol import VERSION, ControlError, Kind, Message, encode
 from nedge.kernel.state import SOCKET, namespace_dir
+
+if TYPE_CHECKING:
+    from nedge.config import Config
 
 TIMEOUT = 30.0
 """Seconds without a word from the gateway. A reload has long lists to read."""

@@ -14,7 +14,6 @@ import orjson
 import typer
 from rich.console import Console, Group, RenderableType
 
-from nedge.config import load as load_config
 from nedge.control.client import Answer, Client, find_socket
 from nedge.core.status import STATUS_TYPES
 
@@ -69,7 +68,11 @@ WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Again and agai
 @contextmanager
 def connected(config: Path | None, socket: Path | None) -> Iterator[Client]:
     """A connection to the gateway that is meant."""
-    settings = load_config(config) if config is not None and socket is None else None
+    settings = None
+    if config is not None and socket is None:
+        from nedge.config import load as load_config
+
+        settings = load_config(config)
     with Client(find_socket(settings, socket)) as client:
         yield client
 

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nedge.dpi.abi import SUPPORTED, Abi, abi_of
+from nedge.errors import DpiError as DpiError
 
 # Debian and Ubuntu name the library by release, ntop's packages by major number only.
 _SYSTEM_NAMES = ("libndpi.so.4.2", "libndpi.so.4", "libndpi.so.5", "libndpi.so")
 _HOW_TO_GET = "install it with 'apt install libndpi4.2', or nDPI 5.0 with 'pip install nedge[ndpi5]'"
-
-
-class DpiError(Exception):
-    """nDPI cannot be used; the text is one sentence for the administrator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nedge.config import ConfigError
-from nedge.config import load as load_config
+from nedge.errors import ConfigError
 from nedge.export.questions import QUESTIONS, Filter, HistoryError, Row, opened
 from nedge.export.table import printable
 
@@ -55,6 +54,8 @@ def history(
         raise ConfigError(f"{question}: no such question; allowed are {', '.join(QUESTIONS)}")
     if verdict not in ("", "pass", "drop", "reject"):
         raise ConfigError(f"--verdict: found {verdict!r}; allowed is pass, drop or reject")
+    from nedge.config import load as load_config
+
     path = file or (load_config(config).history.path if config else None)
     if path is None:
         raise ConfigError("history.path: is not set; name a configuration (--config) or a history (--file)")

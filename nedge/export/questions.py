@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nedge.core.status import STATUS_BY_KEY
-from nedge.export.eve import eve_time
-from nedge.export.history import VERSION
 
 HOUR = 3600 * 1_000_000
 Row = dict[str, Any]
@@ -70,6 +68,8 @@ class Filter:
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """The history, for reading. Raises HistoryError."""
+    from nedge.export.history import VERSION
+
     if not path.exists():
         raise HistoryError(f"{path}: there is no history yet")
     try:
@@ -236,6 +236,8 @@ def _of_host(which: Filter) -> tuple[str, dict[str, Any]]:
 
 
 def _ask(database: sqlite3.Connection, question: str, parameters: dict[str, Any]) -> list[Row]:
+    from nedge.export.eve import eve_time
+
     try:
         rows: list[Row] = database.execute(question, parameters).fetchall()
     except sqlite3.Error as error:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from nedge.control.protocol import ControlError, Flows, Hosts, Kind, Message, plain
+from nedge.control.protocol import ControlError, Kind, Message, plain
+from nedge.control.requests import Flows, Hosts
 from nedge.core.engine import Engine
 from nedge.core.flow import FLOWS_PER_WORKER, Flow
 from nedge.core.orders import Order
@@ -39,8 +40,8 @@ from nedge.gateway.orders import order_from
 from nedge.gateway.story import tell
 from nedge.scripts.script import Script
 
-SLICE = 0.0005
-"""Seconds of work on questions at a stretch."""
+SLICE = 0.0002
+"""Seconds of work on questions at a stretch: so long may a packet have to wait for it."""
 PATIENCE = 0.6
 """Seconds after which an order is answered, though it has not come to all live flows yet."""
 PAGE = 24 * 1024
@@ -65,6 +66,8 @@ class Means(NamedTuple):
     """Have connections that an order covers, but no flow here, come up to be judged."""
     gathering: Callable[[], AbstractContextManager[None]]
     """A slice of work, in which marks that change are told to the kernel together."""
+    packets_wait: Callable[[], bool]
+    """Whether there are packets to be judged."""
     pause: Callable[[], None]
     """Have `Answers.resume` called in a moment."""
     failed: Callable[[BaseException], None]
@@ -114,6 +117,7 @@ class Answers:
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._awake = False
         self._judged = 0  # packets, when the latest slice began
+        self._paused = False  # since then
 
     def fileno(self) -> int:
         return self._event
@@ -154,13 +158,17 @@ class Answers:
             os.eventfd_read(self._event)
 
     def step(self) -> None:
-        """Work on one question for a moment; where packets came since, they have the next one, too."""
+        """Work on one question for a moment. Where packets wait, or came since the last time, pause first.
+
+        Only once: however many packets come, there is a slice between two pauses.
+        """
         judged = self._means.engine.counters.packets
-        if judged != self._judged:
-            self._judged = judged
+        if not self._paused and (judged != self._judged or self._means.packets_wait()):
+            self._paused = True
             self._rest()
             self._means.pause()
             return
+        self._judged, self._paused = judged, False
         job = next((job for job in self._jobs if job.runnable), None)
         if job is None:
             self._rest()
@@ -278,10 +286,13 @@ class Answers:
         }
 
     def _find(self, number: int) -> Iterator[Flow | None]:
-        """The flow with this id, or this number here, at the end; None after a step that did not find it."""
-        modulus = FLOWS_PER_WORKER if number < FLOWS_PER_WORKER else FLOWS_PER_WORKER**2
+        """The flow of this number, at the end; None after a step that did not find it.
+
+        A number is a flow's id, as events have it, or counts this worker's flows, as in WORKER-NUMBER.
+        """
+        counts = number < FLOWS_PER_WORKER
         for flow in self._means.engine.table.walk():
-            if flow.id % modulus == number:
+            if number == (flow.id % FLOWS_PER_WORKER if counts else flow.id):
                 yield flow
                 return
             yield None

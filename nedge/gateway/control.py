@@ -19,7 +19,8 @@ from typing import Any
 
 import structlog
 
-from nedge.control.protocol import ControlError, Kind, Request, parse_request
+from nedge.control.protocol import ControlError, Kind
+from nedge.control.requests import Request, parse_request
 from nedge.gateway.connection import Client, Loop, Peer
 from nedge.kernel.errors import KernelError
 

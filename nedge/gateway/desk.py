@@ -16,15 +16,13 @@ from typing import Any
 import structlog
 
 from nedge.config import Config
-from nedge.control.protocol import (
-    ControlError,
+from nedge.control.protocol import ControlError, Kind, Message
+from nedge.control.requests import (
     Explain,
     Flows,
     Forget,
     Give,
     Hosts,
-    Kind,
-    Message,
     Orders,
     Release,
     Reload,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from heapq import heappush, heappushpop
 from typing import Any
 
-from nedge.control.protocol import MAX_TEXT, ControlError, Filter, Flows, FlowSort, Hosts, Kind
+from nedge.control.protocol import MAX_TEXT, ControlError, FlowSort, Kind
+from nedge.control.requests import Filter, Flows, Hosts
 from nedge.core.engine import Engine
 from nedge.core.flow import FLOWS_PER_WORKER, Flow
 from nedge.core.hosts import Host

@@ -7,39 +7,32 @@ none crosses a bridge of ours without having met the rules.
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
 
 import structlog
 
 from nedge.config import Config, ConfigError
-from nedge.core.engine import Engine
 from nedge.core.lists import NetworkSet, Range
 from nedge.core.marks import Marks
 from nedge.core.orders import Kind, OrderBook
 from nedge.core.verdict import Operator
-from nedge.export.outlet import Outlet
 from nedge.gateway.control import ControlServer
 from nedge.gateway.desk import Desk
 from nedge.gateway.exporting import ExporterProcess
 from nedge.gateway.keeper import Keeper, forget_listed, forget_quarantine
-from nedge.gateway.latency import Latency
-from nedge.gateway.link import Link, Message
+from nedge.gateway.link import Message
 from nedge.gateway.notify import Notifier
 from nedge.gateway.orders import OrderFile
-from nedge.gateway.rejecting import Rejector
 from nedge.gateway.reloading import Reloading
 from nedge.gateway.signals import HAND_OVER, StopSignals, stop_signals
 from nedge.gateway.supervisor import Supervisor, add_figures
 from nedge.gateway.trial import rehearse
 from nedge.gateway.unjudged import Unjudged
-from nedge.gateway.worker import Worker
+from nedge.gateway.work import Judging, JudgingMaker, work
 from nedge.kernel import bridge as bridges
 from nedge.kernel import rules as rulesets
 from nedge.kernel.bridge import Bridge
@@ -51,41 +44,15 @@ from nedge.kernel.rules import RuleSet
 from nedge.kernel.state import State, abandoned
 from nedge.lists.schedule import STEP, Refresher
 from nedge.log import configure as configure_log
-from nedge.scripts.script import Script
 
 LINK_DEADLINE = 5.0
-FLUSH_SECONDS = 0.25
-MEASURE_SECONDS = 1.0
 STATUS_SECONDS = 10.0
 LOOK_SECONDS = 0.2
 """Between two looks at the exporter, or at the kernel."""
-PATIENCE_SECONDS = 3.0
 MARKS = "marks"
 """Section of the state: which generation of marks the kernel knows."""
 
 log = structlog.get_logger()
-
-
-class Judging(Protocol):
-    """What judges, in one worker."""
-
-    engine: Engine
-    outlet: Outlet
-    """Where its events go."""
-
-    @property
-    def scripts(self) -> list[Script]:
-        """The scripts that run now."""
-
-    def renew(self, config: Config | None) -> None:
-        """Judge by another configuration, or (None) by newer lists. Raises, and then nothing has changed."""
-
-    def measures(self) -> dict[str, Any]:
-        """What is to be told of it, beside the engine's figures."""
-
-
-JudgingMaker = Callable[[Config, socket.socket], AbstractContextManager[Judging]]
-"""Makes what judges in one worker, in that worker's process, and ends it; events go to the socket."""
 
 
 @dataclass(frozen=True)
@@ -396,65 +363,6 @@ def renew(
     if renewed.dpi.library != config.dpi.library:
         notes.append("a change of dpi.library takes effect when nedge starts again")
     return renewed, notes
-
-
-def work(
-    config: Config,
-    make_judging: Callable[[Config], AbstractContextManager[Judging]],
-    marks: Marks | None,
-    fail_open: bool,
-    orders: OrderBook,
-    number: int,
-    link: Link,
-) -> int:
-    """What a worker process does: judge what its queue brings, until it is told to stop."""
-    gateway = config.gateway
-    with stop_signals(signal.SIGTERM) as signals, make_judging(config) as judging:
-        ports = [socket.if_nametoindex(name) for name in (*gateway.lan, *gateway.wan)]
-        latency = Latency() if config.metrics.listen else None
-        rejector = Rejector(judging.engine, ports, config.verdict.rejects_per_second)
-        worker = Worker(
-            judging.engine,
-            number=gateway.queue + number,
-            length=gateway.queue_length,
-            mode=gateway.mode,
-            fail_open=fail_open,
-            marks=marks,
-            rejector=rejector,
-            vlan_mask=gateway.vlan_mask if gateway.vlans else 0,
-            latency=latency,
-        )
-
-        def measures() -> dict[str, Any]:
-            return judging.measures() | ({"latency": latency.measures()} if latency else {})
-
-        worker.orient(ports[: len(gateway.lan)])
-        worker.watch(signals, partial(stop_if_told, worker, signals))
-        judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
-        worker.report_to(link, partial(take_over, judging, rejector))
-        worker.answer(lambda: judging.scripts)
-        worker.figures = lambda: {"events_lost": judging.outlet.lost}
-        worker.every(FLUSH_SECONDS, judging.outlet.flush)
-        worker.every(MEASURE_SECONDS, lambda: link.send({"measures": measures()}))
-        link.send({"ready": True})
-        worker.run()
-        judging.outlet.be_patient(PATIENCE_SECONDS)  # all flows end at once
-        worker.close(judging.outlet.close)
-    return 0
-
-
-def take_over(judging: Judging, rejector: Rejector, config: Config | None) -> None:
-    """Another configuration, or (None) newer lists, in a worker. Raises, and then nothing has changed."""
-    judging.renew(config)
-    if config:
-        rejector.renew(config.verdict.rejects_per_second)
-
-
-def stop_if_told(worker: Worker, signals: StopSignals) -> None:
-    """A signal has come. It need not be one to stop: the scripts' time budget has a timer."""
-    signals.consume()
-    if signals.stop is not None:
-        worker.stop()
 
 
 def await_link(supervisor: Supervisor, bridge: Bridge) -> None:

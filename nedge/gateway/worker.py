@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import select
 import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -247,6 +248,8 @@ class Worker:
         """Answer the operator's questions, too, that come over the link."""
         assert self._link is not None
         again = _Timer(math.inf, lambda: None)
+        waiting = select.poll()
+        waiting.register(self.queue.fileno(), select.POLLIN)
 
         def pause() -> None:
             again.due = time.monotonic() + PAUSE
@@ -259,6 +262,7 @@ class Worker:
             kernel=self._kernel_view,
             recall=self._recall,
             gathering=self._gathering,
+            packets_wait=lambda: bool(waiting.poll(0)),
             pause=pause,
             failed=self._engine_failed,
         )

@@ -5,17 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nedge.lab.demo import CONFIG
-from nedge.lab.demo import demo as run_demo
-from nedge.lab.gateway import Gateway
-from nedge.lab.host import LabError, environment
-from nedge.lab.interrupts import exit_status
-from nedge.lab.servers import ServerSet
-from nedge.lab.topology import Lab
+if TYPE_CHECKING:
+    from nedge.lab.topology import Lab
 
 app = typer.Typer(
     help="A lab of network namespaces: client - gateway - server. Needs root.",
@@ -29,6 +24,8 @@ app = typer.Typer(
 @app.command()
 def demo() -> None:
     """Show nedge at work: real clients, answered or cut off, and nedge's record of their flows."""
+    from nedge.lab.demo import demo as run_demo
+
     raise typer.Exit(run_demo())
 
 
@@ -52,6 +49,13 @@ def run(
     Every name resolves to the server (10.99.0.1, fd99::1), which speaks HTTP, HTTPS, HTTP/3, DNS and SSH.
     Without --config nedge runs as in the demo. The exit status is the command's.
     """
+    from nedge.lab.demo import CONFIG
+    from nedge.lab.gateway import Gateway
+    from nedge.lab.host import LabError
+    from nedge.lab.interrupts import exit_status
+    from nedge.lab.servers import ServerSet
+    from nedge.lab.topology import Lab
+
     try:
         with Lab(bridge=bridge) as lab, ServerSet(lab):
             if bridge:
@@ -69,4 +73,6 @@ def run(
 
 def _foreground(lab: Lab, command: list[str]) -> int:
     """Run in our own process group, so that the command may use the terminal: it can be a shell."""
+    from nedge.lab.host import environment
+
     return subprocess.run(lab.client.command(command), env=environment(), check=False).returncode

@@ -6,21 +6,15 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from nedge import log
-from nedge.config import Config, ConfigError
-from nedge.config import load as load_config
-from nedge.lists import refresh as refreshing
-from nedge.lists.parse import FORMS
-from nedge.lists.status import list_status
+from nedge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nedge.config import Config
 
 app = typer.Typer(help="Lists of hosts, domains and fingerprints: what they have, and how old it is.")
 
@@ -34,6 +28,8 @@ _PIPE_WIDTH = 160
 @app.callback(invoke_without_command=True)
 def lists(context: typer.Context, config: _ConfigOption = None, json: _JsonOption = False) -> None:
     """Show every source: entries, lines that are no entries, age, and what is wrong with it."""
+    from nedge.lists.status import list_status
+
     context.obj = config
     if context.invoked_subcommand is None:
         _show(list_status(_settings(config).lists), json)
@@ -52,6 +48,10 @@ def refresh(
     json: _JsonOption = False,
 ) -> None:
     """Ask all sources for news now. A gateway that runs takes them over within seconds."""
+    from nedge.lists import refresh as refreshing
+    from nedge.lists.parse import FORMS
+    from nedge.lists.status import list_status
+
     settings = _settings(config or context.obj)
     known = refreshing.configured(settings.lists)
     for name in names or ():
@@ -80,6 +80,10 @@ def _become_owner(cache: Path) -> None:
 
 
 def _settings(path: Path | None) -> Config:
+    from nedge import log
+    from nedge.config import Config
+    from nedge.config import load as load_config
+
     config = load_config(path) if path else Config()
     log.configure(config.log.level, config.log.format)
     return config
@@ -91,6 +95,11 @@ def _show(rows: list[dict[str, Any]], json: bool) -> None:
             sys.stdout.buffer.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
         sys.stdout.flush()
         return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPE_WIDTH)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +39,53 @@ class Others:
         """CPUs that others have used since: 0.5 is half of one."""
         elapsed = time.monotonic() - self._start
         return max(0.0, (_ticks_of_others() - self._before) / _TICKS / elapsed)
+
+
+# One per CPU, before all else there: where even this one does not run, nobody does.
+_WATCH = """
+import json, os, signal, sys, time
+os.sched_setaffinity(0, [int(sys.argv[1])])
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+stalls, over = [], []
+signal.signal(signal.SIGTERM, lambda *_: over.append(True))
+print("ready", flush=True)
+before = time.perf_counter()
+while not over:
+    time.sleep(0.001)
+    now = time.perf_counter()
+    if now - before > 0.002:
+        stalls.append((before, now))
+    before = now
+print(json.dumps(stalls))
+"""
+_RECOVERY = 0.02
+
+
+class Stalls:
+    """Times at which a CPU stood still: a virtual machine's host, or its kernel, had other things to do."""
+
+    def __init__(self) -> None:
+        self._watchers: list[subprocess.Popen[str]] = []
+        self._stalls: list[tuple[float, float]] = []
+
+    def __enter__(self) -> Stalls:
+        for cpu in sorted(os.sched_getaffinity(0)):
+            command = [sys.executable, "-c", _WATCH, str(cpu)]
+            self._watchers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        for watcher in self._watchers:
+            assert watcher.stdout
+            watcher.stdout.readline()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for watcher in self._watchers:
+            watcher.terminate()
+        for watcher in self._watchers:
+            self._stalls += json.loads(watcher.communicate()[0])
+
+    def met(self, start: float, end: float) -> bool:
+        """Whether what went on between two `time.perf_counter()` met one, or the queues that it left."""
+        return any(start < last + _RECOVERY and end > first for first, last in self._stalls)
 
 
 def await_calm(limit: float, patience: float) -> None:

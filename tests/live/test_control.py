@@ -32,7 +32,7 @@ CLIENT, SERVER = "10.99.0.2", "10.99.0.1"
 # The command as another user runs it, where that user may be unable to read this very Python.
 AS_NOBODY = """
 import os, sys
-import nedge.cli, nedge.control.show, nedge.control.options, rich.table, rich.live
+import nedge.cli, nedge.config, nedge.control.show, nedge.control.options, rich.table, rich.live
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)

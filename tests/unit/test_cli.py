@@ -419,3 +419,21 @@ def test_replay_of_odd_names(tmp_path: Path) -> None:
     assert "\x1b" not in done.out
     (event,) = [json.loads(line) for line in run("replay", path, "--json").out.splitlines()]
     assert event["ndpi"]["hostname"] == "?[2j[bold].??.a?b"
+
+
+def test_commands_that_look_load_little(tmp_path: Path) -> None:
+    """They start many times a day, beside a gateway that has work to do."""
+    ask = (
+        "import sys\nfrom nedge.cli import main\ntry:\n    main()\nfinally:\n    print(*sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ask, "flows", "--socket", tmp_path / "none"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "no gateway is running" in done.stderr
+    loaded = set(done.stdout.split())
+    assert "nedge.control.client" in loaded
+    assert not loaded & {"structlog", "urllib3", "asyncio", "nedge.config", "nedge.dpi"}

@@ -165,7 +165,7 @@ class Worker:
         self.kernel: dict[str, Any] | None = None
         self.recalled: list[Order] = []
         self.failures: list[BaseException] = []
-        self.paused, self.held = 0, False
+        self.paused, self.held, self.waiting = 0, False, False
         means = Means(
             bench.engine,
             lambda: bench.assembly.scripts,
@@ -173,6 +173,7 @@ class Worker:
             lambda flow: self.kernel,
             self.recalled.append,
             nullcontext,
+            lambda: self.waiting,
             self.pause,
             self.failures.append,
         )

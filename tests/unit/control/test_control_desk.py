@@ -594,6 +594,21 @@ def test_packets_go_first(office: Office) -> None:
     client.close()
 
 
+def test_packets_that_wait_go_first(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But however many there are: there is a slice between two pauses, so an answer comes."""
+    (worker, _other) = office.workers
+    many(office, 500)
+    monkeypatch.setattr(answers, "SLICE", 0.0)  # every step ends at once
+    worker.waiting = True
+    before = worker.paused
+    client = Raw(office, office.server.path)
+    client.ask(command="flows")
+    office.until(lambda: any("result" in line for line in client.lines()))
+    assert client.lines()[-1]["result"]["matched"] >= 500
+    assert worker.paused >= before + 500
+    client.close()
+
+
 def test_an_order_is_answered_before_it_has_come_to_all_flows(office: Office, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     many(office, 2000)
     monkeypatch.setattr(answers, "SLICE", 0.0)

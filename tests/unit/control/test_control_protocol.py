@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from nedge.control import protocol
-from nedge.control.protocol import COMMANDS, ControlError, Flows, Give, Kind, encode, parse_request, plain
+from nedge.control import requests
+from nedge.control.protocol import ControlError, Kind, encode, plain
+from nedge.control.requests import COMMANDS, Flows, Give, parse_request
 
 
-def request(**fields: Any) -> protocol.Request:
+def request(**fields: Any) -> requests.Request:
     return parse_request(json.dumps(fields).encode())
 
 
@@ -23,7 +24,7 @@ def refusal(line: bytes | str) -> str:
 
 
 def test_requests() -> None:
-    assert request(command="status") == protocol.Status(command="status")
+    assert request(command="status") == requests.Status(command="status")
     flows = request(version=1, command="flows", sort="bytes", limit=5, verdict="blocked", min_score=7)
     assert isinstance(flows, Flows)
     assert (flows.sort, flows.limit, flows.verdict, flows.min_score, flows.host) == (

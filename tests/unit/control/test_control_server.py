@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from control_kit import Loop, Raw
 
-from nedge.control.protocol import MAX_REQUEST, ControlError, Kind, Request
+from nedge.control.protocol import MAX_REQUEST, ControlError, Kind
+from nedge.control.requests import Request
 from nedge.gateway import connection, control
 from nedge.gateway.connection import ROOM, Client, Peer
 from nedge.gateway.control import MAX_CLIENTS, ControlServer

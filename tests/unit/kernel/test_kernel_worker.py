@@ -17,8 +17,8 @@ from nedge.config import Config
 from nedge.gateway import worker as module
 from nedge.gateway.link import Link
 from nedge.gateway.rejecting import Rejector
-from nedge.gateway.run import stop_if_told, take_over
 from nedge.gateway.signals import STOP_SIGNALS, stop_signals
+from nedge.gateway.work import stop_if_told, take_over
 from nedge.gateway.worker import Mode, Worker
 from nedge.scripts.budget import WATCH, enforced
 
