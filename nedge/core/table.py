@@ -37,7 +37,7 @@ class FlowTable:
         self._buckets: dict[int, tuple[int, deque[Flow]]] = {}
         """The second, again (for all flows that wait for it to share one number), and who waits."""
         self._seconds: list[int] = []  # heap of the keys of _buckets
-        self.next_wake = _NEVER
+        self.next_wake: float = _NEVER
         """When the next timer is due, in epoch seconds."""
         self._walks: list[_Walk] = []
 
@@ -104,7 +104,7 @@ class FlowTable:
         if bucket is None:
             bucket = self._buckets[second] = second, deque()
             heappush(self._seconds, second)
-            self.next_wake = self._seconds[0]
+            self.next_wake = float(self._seconds[0])
         flow.timer, flows = bucket
         flows.append(flow)
 
@@ -122,4 +122,4 @@ class FlowTable:
                     yield float(second), flow
             heappop(self._seconds)
             del self._buckets[second]
-            self.next_wake = self._seconds[0] if self._seconds else _NEVER
+            self.next_wake = float(self._seconds[0]) if self._seconds else _NEVER
