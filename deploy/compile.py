@@ -36,7 +36,9 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         self._copy = Path(mkdtemp(prefix="nedge-build-"))
         shutil.copytree(
-            Path(self.root) / "nedge", self._copy / "nedge", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+            Path(self.root) / "nedge",
+            self._copy / "nedge",
+            ignore=shutil.ignore_patterns("*.so", "__pycache__"),
         )
         (self._copy / "mypy.ini").write_text(MYPY)
         modules = [f"nedge/{name}.py" for name in self.config["modules"]]

@@ -93,12 +93,14 @@ def described_worker() -> dict[str, Any]:
         outlet = Outlet(writer, made.assembly.classifier)
         made.engine._sink = outlet
         latency = Latency()
-        judge = latency.around(lambda data, mac, vlan: made.engine.packet(data, made.engine.now, vlan, mac))
+        judge = latency.around(
+            lambda data, mac, vlan, _: made.engine.packet(data, made.engine.now, vlan, mac)
+        )
         for packet in merge(dns("bad.example").packets, dns("odd.example", sport=5).packets):
             made.engine.now = packet.time
-            judge(packet.data, b"", 0)
-        judge(noise(12), b"", 0)
-        judge(b"\x45\x00", b"", 0)
+            judge(packet.data, b"", 0, True)
+        judge(noise(12), b"", 0, True)
+        judge(b"\x45\x00", b"", 0, True)
         made.engine.finish(made.engine.now)
         live = Live(made.engine, made.assembly, outlet)
         measures = live.measures() | {"latency": latency.measures()}
@@ -412,8 +414,8 @@ def test_before_anything_is_known() -> None:
 
 def test_latency_counts_every_call() -> None:
     latency = Latency()
-    judge = latency.around(lambda data, mac, vlan: len(data))
-    assert [judge(b"x" * n, b"", 0) for n in range(50)] == list(range(50))
+    judge = latency.around(lambda data, mac, vlan, _: len(data))
+    assert [judge(b"x" * n, b"", 0, True) for n in range(50)] == list(range(50))
     measures = latency.measures()
     assert sum(measures["counts"]) == 50
     assert len(measures["counts"]) == len(BOUNDS) + 1
@@ -423,7 +425,7 @@ def test_latency_counts_every_call() -> None:
         time.sleep(0.12)
         return 1
 
-    assert slow.around(sleep)(b"", b"", 0) == 1
+    assert slow.around(sleep)(b"", b"", 0, True) == 1
     assert slow.measures()["counts"] == [0] * len(BOUNDS) + [1]
     assert slow.measures()["seconds"] >= 0.12
 
