@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -34,26 +34,19 @@ class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
         """Compile, and add the extension modules to the wheel beside the sources that they replace."""
         if version == "editable":
             return
-        self._copy = Path(mkdtemp(prefix="nedge-build-"))
-        shutil.copytree(
-            Path(self.root) / "nedge",
-            self._copy / "nedge",
-            ignore=shutil.ignore_patterns("*.so", "__pycache__"),
-        )
-        (self._copy / "mypy.ini").write_text(MYPY)
+        self._temporary = TemporaryDirectory(prefix="nedge-build-")  # it goes with this process
+        copy = Path(self._temporary.name)
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(Path(self.root) / "nedge", copy / "nedge", ignore=ignored)
+        (copy / "mypy.ini").write_text(MYPY)
         modules = [f"nedge/{name}.py" for name in self.config["modules"]]
-        (self._copy / "setup.py").write_text(SETUP.format(arguments=", ".join(map(repr, modules))))
+        (copy / "setup.py").write_text(SETUP.format(arguments=", ".join(map(repr, modules))))
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-        done = subprocess.run(command, cwd=self._copy, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"mypyc could not compile nedge:\n{done.stdout}\n{done.stderr}")
-        for path in self._copy.rglob("*.so"):
-            if "build" not in path.relative_to(self._copy).parts:
-                build_data["force_include"][str(path)] = str(path.relative_to(self._copy))
+        for path in copy.rglob("*.so"):
+            if "build" not in path.relative_to(copy).parts:
+                build_data["force_include"][str(path)] = str(path.relative_to(copy))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
-
-    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """The wheel is there."""
-        if version != "editable":
-            shutil.rmtree(self._copy)

@@ -16,4 +16,15 @@ bin=$project/.venv/bin
 "$bin/mypy"
 [ $# -eq 0 ] || exec "$bin/python" -m pytest "$@"
 "$bin/python" -m pytest -n auto tests/unit
-exec "$bin/python" -m pytest tests/live # one after the other: they measure time, and load the machine
+
+# Live tests run what gets installed: a wheel, with its compiled modules. One after the other: they measure time,
+# and load the machine.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+"$bin/python" -m pip install -q --disable-pip-version-check --use-pep517 --no-deps --target "$work/site" "$project"
+cp -R tests policies deploy pyproject.toml README.md "$work"
+cd "$work"
+PYTHONPATH=$work/site "$bin/python" -m pytest tests/live

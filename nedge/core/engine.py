@@ -43,6 +43,8 @@ _SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
 _DONE = Handshake.DONE
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
+MISSED_SECONDS = 60.0
+"""Between two looks whether the kernel still has a flow that it took over."""
 
 
 class Engine:
@@ -80,7 +82,8 @@ class Engine:
         """What the kernel shall do from now on with the flow of the latest packet; NONE also if it knows."""
         self._sink = sink
         self.remark = remark
-        self._readings = 0
+        self._readings = self._last_reading = 0
+        """Number of the latest reading of the kernel's counters, and of the latest that was whole."""
         self._next_id = first_id
         self.verdicts = Judge(
             scripts or NoScripts(),
@@ -350,11 +353,12 @@ class Engine:
                 flow.closing = True
             self._end(flow, self.now, EndReason.CLOSED if flow.proto == TCP else EndReason.IDLE)
 
-    def end_reading(self, now: float) -> None:
-        """All counters were read: flows that two readings missed are gone, though no event said so."""
-        for flow in self.table:
-            if flow.share is not Share.NONE and flow.accounted < self._readings - 1:
-                self._end(flow, now, EndReason.IDLE)
+    def end_reading(self) -> None:
+        """All counters were read: flows that two readings missed are gone, though no event said so.
+
+        Their timers find that out; to walk all flows now would keep packets waiting.
+        """
+        self._last_reading = self._readings
 
     # Time
 
@@ -374,7 +378,9 @@ class Engine:
     def _wake(self, flow: Flow, now: float) -> None:
         ends = flow.last_seen + self._patience(flow)
         if flow.share is not Share.NONE:  # the kernel will say when
-            ends = now + self.limits.idle_seconds
+            ends = now + min(self.limits.idle_seconds, MISSED_SECONDS)
+            if flow.accounted < self._last_reading - 1:
+                ends = now
         if ends <= now:
             self._end(flow, now, EndReason.CLOSED if flow.closing else EndReason.IDLE)
             return

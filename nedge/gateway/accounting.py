@@ -102,7 +102,7 @@ class Accounting:
         elif self._reading:
             self._reading = False
             if not self._conntrack.dump_failed:  # else nothing is known of what it did not give
-                self._engine.end_reading(self._clock())
+                self._engine.end_reading()
 
     def dump_arrived(self) -> None:
         """A part of a dump is there."""

@@ -157,9 +157,7 @@ def test_history_and_metrics(lab: Lab, servers: ServerSet) -> None:
     settings = '[history]\npath = "history.db"\n[metrics]\nlisten = "127.0.0.1:9750"\n'
     settings += "[verdict]\nhost_drop_score = 1000\n"
     settings += '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\nclient_score = 7\n'
-    dashboard = json.loads(
-        (Path(nedge.export.__file__).parents[2] / "deploy/grafana-dashboard.json").read_text()
-    )
+    dashboard = json.loads((Path(__file__).parents[2] / "deploy/grafana-dashboard.json").read_text())
     queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ()))
 
     def scrape() -> str:

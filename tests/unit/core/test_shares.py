@@ -240,24 +240,34 @@ def test_other_connections_are_none_of_ours() -> None:
 
 def test_what_two_readings_miss_is_gone() -> None:
     engine, flow, rig = offloaded()
-    for reading, left in enumerate([[], [], [(EndReason.IDLE, 2.0)]]):
+    for reading, left in enumerate([[], [], [EndReason.IDLE]]):
         engine.begin_reading()
         if reading == 0:
             engine.account(flow.key, (10, 1000), (20, 2000), T0, gone=False)
-        engine.end_reading(T0 + reading)
-        assert ended(rig) == left
+        engine.end_reading()
+        engine.advance(T0 + 100 * (reading + 1))
+        assert [reason for reason, _ in ended(rig)] == left
+
+
+def test_a_reading_that_is_not_whole_proves_nothing() -> None:
+    engine, _, rig = offloaded()
+    for reading in range(5):
+        engine.begin_reading()
+        engine.advance(T0 + 100 * (reading + 1))
+    assert ended(rig) == []
 
 
 def test_what_is_taken_over_during_a_reading_is_not_missed_by_it() -> None:
     rig, _ = offloading()
     for _ in range(3):
         rig.engine.begin_reading()
-        rig.engine.end_reading(T0)
+        rig.engine.end_reading()
     rig.engine.begin_reading()
     assert share(rig, ask("a.example")) is Share.WATCH
-    rig.engine.end_reading(T0 + 1)
+    rig.engine.end_reading()
     rig.engine.begin_reading()
-    rig.engine.end_reading(T0 + 2)
+    rig.engine.end_reading()
+    rig.engine.advance(T0 + 100)
     assert ended(rig) == []
 
 
