@@ -225,7 +225,10 @@ class Flow:
         return self._flow.goodput
 
     def isTwhOK(self) -> bool:
-        """Whether the flow is TCP and its three-way handshake was seen, in order, to the end."""
+        """Whether the flow is TCP and its three-way handshake was seen, in order, to the end.
+
+        The gateway's kernel passes parts of it unseen: what the client sends next shows that they came.
+        """
         return self._flow.handshake == Handshake.DONE
 
     def isBidirectional(self) -> bool:
