@@ -22,7 +22,7 @@ from mypyc.build import mypycify
 
 setup(name="nedge", packages=[], ext_modules=mypycify([{arguments}], opt_level="3"))
 """
-MYPY = "[mypy]\nstrict = True\nignore_missing_imports = True\nexplicit_package_bases = True\n"
+MYPY = "[mypy]\nignore_missing_imports = True\nexplicit_package_bases = True\n"
 
 
 class CompileHook(BuildHookInterface):  # type: ignore[type-arg]
