@@ -35,37 +35,27 @@ options = json.loads(sys.argv[1])
 word, port = options["word"].encode(), options["port"].to_bytes(2)
 macs, rejected, ports, spent, count, largest = {}, set(), set(), 0.0, 0, 0
 
-class Queue(PacketQueue):
-    packet = None
-
-    def _callback(self):
-        handle = super()._callback()
-        def note(packet):
-            self.packet = packet
-            handle(packet)
-        return note
-
 def judge(data, mac, vlan, tracked):
-    global spent, count, largest
     packet = decode(data)
     if not isinstance(packet, Packet):
         return 0
     size = len(packet.key) - 7 >> 1
-    source, target = packet.key[3 : 3 + size], packet.key[3 + size : -4]
-    macs[source] = mac
+    macs[packet.key[3 : 3 + size]] = mac
     hit = port in (packet.key[-4:-2], packet.key[-2:]) or packet.proto == options["proto"]
     if hit or (word and word in data):
         rejected.update((packet.key, reverse_key(packet.key)))
-    if packet.key not in rejected:
-        return 0
-    at = queue.packet
-    ports.add((socket.if_indextoname(at.physindev), socket.if_indextoname(at.physoutdev), mac.hex(":")))
+    return 2 if packet.key in rejected else 0
+
+def reject(data, mac, vlan, in_port, out_port):
+    global spent, count, largest
+    packet = decode(data)
+    target = packet.key[3 + (len(packet.key) - 7 >> 1) : -4]
+    ports.add((socket.if_indextoname(in_port), socket.if_indextoname(out_port), mac.hex(":")))
     largest = max(largest, packet.ip_length)
     start = time.perf_counter()
-    injector.send(rejection(data, at.physindev, at.physoutdev, mac, macs.get(target, b"")))
+    injector.send(rejection(data, in_port, out_port, mac, macs.get(target, b"")))
     spent += time.perf_counter() - start
     count += 1
-    return 2
 
 def fail(error):
     raise error
@@ -76,7 +66,7 @@ state.lock()
 bridge = Bridge("br0", ["lan0"], ["wan0"], state)
 rules = RuleSet("br0", ("lan0",), ("wan0",), 7, bypass=False)
 injector = Injector([socket.if_nametoindex(name) for name in ("lan0", "wan0")])
-queue = Queue(7, judge, length=1000, fail_open=False, on_error=fail, gso=True)
+queue = PacketQueue(7, judge, length=1000, fail_open=False, on_error=fail, gso=True, reject=reject)
 rules.install()
 bridge.open()
 while bridge.ports_without_link():
