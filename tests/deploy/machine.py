@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ def make_wheels(directory: Path) -> Path:
             "-w",
             directory / "wheels",
             PROJECT,
-            "hatchling",
+            *tomllib.loads((PROJECT / "pyproject.toml").read_text())["build-system"]["requires"],
         ]
     )
     for mine in (directory / "wheels").glob("nedge-*.whl"):
