@@ -317,7 +317,7 @@ class Flow:
     def infer_handshake(self, packet: Packet, from_client: bool) -> None:
         """A segment with ACK shows that the parts of the handshake came which a kernel passed unseen."""
         flags = packet.flags
-        if flags & SYN or self.handshake is _NOT_SEEN or (flags & RST and not from_client):
+        if flags & (SYN | RST) or self.handshake is _NOT_SEEN:
             return
         if self.handshake is _OPENED:
             self.handshake = _ANSWERED

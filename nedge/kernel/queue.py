@@ -176,7 +176,7 @@ class PacketQueue:
                     return
                 self.flush()  # an answer often comes up within this very call: look again
         except _BatchDone:
-            pass
+            self._batch_done.__traceback__ = None  # else each time adds to it
         finally:
             self.flush()
 

@@ -79,7 +79,7 @@ class RuleSet:
         """The rules of the chain, in order."""
         rules = [
             # It turns connection tracking on, and so the reassembly of fragments: a fragment without its
-            # ports could not be judged. And it marks what belongs to no connection, until that is judged.
+            # ports could not be judged. And it marks what belongs to no connection, for the judge to know.
             "-m conntrack --ctstate INVALID" + (_note_untracked(self.marks) if self.marks else ""),
             # A flooded packet is several that share an unconfirmed connection; the queue would lose them.
             "-m pkttype ! --pkt-type unicast -j RETURN",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -113,3 +114,16 @@ def test_what_is_compiled_is_there_and_is_not_what_calls_scripts() -> None:
     modules = project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]
     assert [name for name in modules if not (DEPLOY.parent / f"nedge/{name}.py").is_file()] == []
     assert [name for name in modules if name.startswith("scripts/")] == []
+
+
+def test_no_generator_that_has_to_clean_up_is_compiled() -> None:
+    """Compiled, it does not run its `finally` when it is given up half-way."""
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    for name in project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["modules"]:
+        tree = ast.parse((DEPLOY.parent / f"nedge/{name}.py").read_text())
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            inside = list(ast.walk(function))
+            cleans = any(isinstance(node, ast.Try) and node.finalbody for node in inside)
+            assert not (cleans and any(isinstance(node, ast.Yield | ast.YieldFrom) for node in inside)), (
+                f"{name}: {function.name}"
+            )

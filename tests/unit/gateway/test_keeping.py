@@ -31,7 +31,7 @@ def test_it_is_tried_again_until_it_is_done(
     done: list[Any] = []
     refused = [error, error]
 
-    def enforce(*what: Any) -> None:
+    def enforce(*what: Any, rejecting: bool) -> None:
         if refused:
             raise refused.pop()
         done.append(what)
@@ -56,7 +56,7 @@ def test_the_next_reload_comes_in_place_of_one_that_failed(
 ) -> None:
     done: list[Any] = []
 
-    def enforce(marks: Marks, *_what: Any) -> None:
+    def enforce(marks: Marks, *_what: Any, rejecting: bool) -> None:
         if marks.generation == 1:
             raise KernelError("busy")
         done.append(marks.generation)
