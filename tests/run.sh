@@ -20,6 +20,7 @@ bin=$project/.venv/bin
 # Live tests run what gets installed: a wheel, with its compiled modules. One after the other: they measure time,
 # and load the machine.
 work=$(mktemp -d)
+chmod 755 "$work" # some of them are run as nobody
 trap 'rm -rf "$work"' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT

@@ -80,11 +80,6 @@ class NetworkSet:
         count: int = self._count
         return count
 
-    def networks(self) -> Iterator[Network]:
-        """The fewest networks that cover exactly the set."""
-        yield from map(IPv4Network, self.blocks(4))
-        yield from map(IPv6Network, self.blocks(6))
-
     def ranges(self) -> Iterator[Range]:
         """The fewest ranges that cover exactly the set: another set can be made of them, and of more."""
         for first, last in zip(*self._v4, strict=True):

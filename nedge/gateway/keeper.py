@@ -110,9 +110,18 @@ class Keeper:
         listed: Callable[[], NetworkSet | None],
         *,
         rejecting: bool = False,
+        then: Callable[[], None] = lambda: None,
     ) -> bool:
-        """As `enforce`, while the gateway runs; says if all went well. What did not is tried again."""
-        self._unfinished = lambda: self.enforce(marks, exempt(), listed(), rejecting=rejecting)
+        """As `enforce`, while the gateway runs, and `then` what comes after it; says if all went well.
+
+        What did not is tried again, all of it.
+        """
+
+        def step() -> None:
+            self.enforce(marks, exempt(), listed(), rejecting=rejecting)
+            then()
+
+        self._unfinished = step
         self._finish()
         return self._unfinished is None
 
@@ -202,9 +211,9 @@ class Keeper:
 
     def check(self) -> None:
         """Put back what others changed."""
-        self._finish()
         self._try(self._check_rules)
         self._try(self._check_bridge)
+        self._finish()  # last, as what is unfinished may be so for a reason that nobody thought of
 
     def _check_rules(self) -> None:
         if self.quarantine is not None:

@@ -245,15 +245,15 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
         # The kernel knows the old generation's marks no more: every flow comes up, to be judged anew.
         with guarded("kernel"):
             unjudged.look()
-            done = keeper.renew(
+            keeper.renew(
                 marks,
                 partial(exempt, config, parts, orders.book),
                 partial(listed, config, parts),
                 rejecting=config.rejects,
+                # Generations go round: marks of old ones must not come alive again.
+                then=partial(clear_marks, marks, but=marks.generation) if marks else lambda: None,
             )
             unjudged.look()
-            if marks and done:  # generations go round: marks of old ones must not come alive again
-                clear_marks(marks, but=marks.generation)
         if renewed:
             reloading.sent(notes)
             manager.ready(how_it_is(supervisor, gateway.mode, count))

@@ -267,28 +267,21 @@ def latency(lab: Lab, queries: int) -> Times:
 @contextmanager
 def repeating(lab: Lab, arguments: list[str | Path]) -> Iterator[None]:
     """Python runs this in the gateway again and again."""
-    over = threading.Event()
 
-    def run() -> None:
+    def run(over: threading.Event) -> None:
         while not over.is_set():
             lab.gateway.run([sys.executable, *arguments], check=True)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with meanwhile(run):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextmanager
 def asking(path: Path, name: str) -> Iterator[None]:
     """Somebody asks one thing all the time."""
-    over = threading.Event()
     asked = 0
 
-    def run() -> None:
+    def run(over: threading.Event) -> None:
         nonlocal asked
         command, found = parameters(path, name)
         with Client(path) as client:
@@ -296,14 +289,22 @@ def asking(path: Path, name: str) -> Iterator[None]:
                 client.ask(command, **found)
                 asked += 1
 
-    thread = threading.Thread(target=run)
+    with meanwhile(run):
+        yield
+    assert asked
+
+
+@contextmanager
+def meanwhile(run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """This runs in a thread, which is told when it is over."""
+    over = threading.Event()
+    thread = threading.Thread(target=run, args=(over,))
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
-    assert asked
 
 
 if __name__ == "__main__":

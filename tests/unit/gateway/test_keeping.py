@@ -64,6 +64,6 @@ def test_the_next_reload_comes_in_place_of_one_that_failed(
     monkeypatch.setattr(keeper, "enforce", enforce)
     with capture_logs():
         assert not keeper.renew(Marks(0xF0000000, 1), list, NetworkSet)
-        assert keeper.renew(Marks(0xF0000000, 2), list, NetworkSet)
+        assert keeper.renew(Marks(0xF0000000, 2), list, NetworkSet, then=lambda: done.append(-1))
         keeper.check()
-    assert done == [2]
+    assert done == [2, -1]

@@ -112,6 +112,14 @@ def test_a_drain_is_bounded(bench: Bench) -> None:
     assert bench.drain() == [(ACCEPT, BATCH + 3)]
 
 
+def test_full_batches_leave_nothing_behind(bench: Bench) -> None:
+    """One exception ends them all: its traceback, and the frames in it, would grow with each."""
+    for _ in range(3):
+        bench.arrive(*[b"ok"] * BATCH)
+        bench.drain()
+    assert bench.queue._batch_done.__traceback__ is None
+
+
 def test_the_judge_gets_plain_values(bench: Bench) -> None:
     bench.arrive(b"a", mac=b"\1\2\3\4\5\6\0\0")
     bench.arrive(b"b")
