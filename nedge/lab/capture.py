@@ -12,7 +12,7 @@ from typing import Self
 
 from nedge.lab.host import Host, LabError
 
-START_DEADLINE = 10.0
+START_DEADLINE = 30.0
 DRAIN_DEADLINE = 5.0
 
 _COUNTS = re.compile(
