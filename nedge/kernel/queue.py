@@ -136,7 +136,9 @@ class PacketQueue:
         self._verdict = _ACCEPT
         self._mark = 0
         self._last: int | None = None
-        """Id of the last packet that `_verdict` and `_mark` go for, and are not sent yet."""
+        """Id of the last packet that `_verdict` and `_mark` go for."""
+        self._verdicts = bytearray()
+        """Messages of what was judged before that, and is not sent yet."""
         self._message = _verdict_message(number)
         self._marking = _verdict_message(number, marking=True)
         if other := read_stats().get(number):
@@ -228,7 +230,7 @@ class PacketQueue:
                 except Exception as caught:  # dropped it is, all the same
                     error = caught
             if verdict != self._verdict or mark != self._mark:
-                self.flush()
+                self._end_run()
                 self._verdict, self._mark = verdict, mark
             self._last = packet.id
             if error is not None:
@@ -240,18 +242,25 @@ class PacketQueue:
 
         return handle
 
-    def flush(self) -> None:
-        """Send the verdict for all packets up to the last one judged; the kernel keeps them in order."""
+    def _end_run(self) -> None:
+        """Packets up to the last one judged have the same verdict: one message for all of them."""
         if self._last is None:
             return
         if self._mark:
             _VERDICT.pack_into(self._marking, _VERDICT_AT, self._verdict, self._last)
             _MARK.pack_into(self._marking, _MARK_AT, self._mark)
-            self._netlink.send(self._marking)
+            self._verdicts += self._marking
         else:
             _VERDICT.pack_into(self._message, _VERDICT_AT, self._verdict, self._last)
-            self._netlink.send(self._message)
+            self._verdicts += self._message
         self._last = None
+
+    def flush(self) -> None:
+        """Send the verdicts of all packets judged; the kernel takes the messages one by one, in order."""
+        self._end_run()
+        if self._verdicts:
+            self._netlink.send(self._verdicts)
+            self._verdicts.clear()
 
     def _set_flags(self, flags: int) -> None:
         """One message for all flags: a kernel that lacks one refuses them all."""
