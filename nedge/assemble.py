@@ -85,6 +85,7 @@ class Assembly:
         inspector.keep_match_payload = runner.wants_match_packet
         inspector.detection_packets = config.limits.detection_packets
         inspector.watch_http = config.dpi.watch_http
+        inspector.http_answers = config.dpi.http_answers or runner.wants_http_answers
         if runner is not self.runner:
             self.runner.close()
             self.runner = runner
@@ -114,6 +115,7 @@ def assemble(
         names=make_name_lists(lists),
         detection_packets=config.limits.detection_packets,
         watch_http=config.dpi.watch_http,
+        http_answers=config.dpi.http_answers or runner.wants_http_answers,
         keep_match_payload=runner.wants_match_packet,
     )
     engine = Engine(

@@ -291,6 +291,10 @@ class Dpi(_Section):
     watch_http: bool = True
     """Judge plain HTTP request by request, which keeps such connections in user space; false: by the first
     request only."""
+    http_answers: bool = False
+    """Look at the first answer of plain-HTTP servers, too, before it passes: for its status code and content
+    type in events, and for what nDPI finds risky in it. false: only if a script asks for it; connections are
+    set up faster then."""
 
 
 class Eve(_Section):

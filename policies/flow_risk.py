@@ -3,8 +3,9 @@
 `scores` says which risks count, and how much each adds to the flow's score; `client_score` and
 `server_score` are added for each. The names are those of `nedge.scripts.RISKS`; an unknown one is answered
 with the list of all. Some risks have a script of their own (certificates, ciphers, ports, …): leave those to
-it. `score` is for those that `scores` has with 0. What is found depends on the release: nDPI 5.0 knows SQL
-injection and XSS far better than 4.2.
+it. Those that lie in answers of plain HTTP (`binary_transfer`, …) are seen with `dpi.http_answers = true` in
+the configuration. `score` is for those that `scores` has with 0. What is found depends on the release: nDPI
+5.0 knows SQL injection and XSS far better than 4.2.
 
 Default score: 30; more for what nDPI is sure of. Only several together block. Set a risk to 100 to block it.
 """

@@ -2,8 +2,9 @@
 
 Three signs: the URL's path ends with one of `extensions`, the answer's content type is one of `types` (which
 nDPI 4.2 does not tell), or nDPI sees that the answer is a program. Every request is looked at, before it
-leaves, and every answer. `ignore` has domains that are exempt, those below them too: updates of Windows come
-over HTTP, and are signed.
+leaves; answers, for the last two signs, with `dpi.http_answers = true` in the configuration, and of a
+connection the first. `ignore` has domains that are exempt, those below them too: updates of Windows come over
+HTTP, and are signed.
 
 Default scores: flow 30, client 30, an alert. Set `score = 100` to block such transfers.
 """

@@ -52,10 +52,10 @@ class Facts:
     """Of the latest request: host and path."""
     http_method: str = ""
     http_code: int = 0
-    """Of the answer: 200, 404, …"""
+    """Of the answer: 200, 404, …; only if answers are looked at (`http_answers`)."""
     http_user_agent: str = ""
     http_content_type: str = ""
-    """Of the answer; not told by nDPI 4.2."""
+    """Of the answer; only if answers are looked at, and not told by nDPI 4.2."""
     tls_version: int = 0
     """As on the wire: 0x0301 (TLS 1.0) … 0x0304 (TLS 1.3)."""
     tls_sni: str = ""

@@ -103,15 +103,20 @@ class Inspector:
         names: NameLists | None = None,
         detection_packets: int = 12,
         watch_http: bool = True,
+        http_answers: bool = False,
         keep_match_payload: bool = False,
     ) -> None:
-        """`keep_match_payload`: beyond inspection, for scripts that ask for it in later hooks."""
+        """`http_answers`: look at what plain-HTTP servers send, too; else at requests alone.
+
+        `keep_match_payload`: beyond inspection, for scripts that ask for it in later hooks.
+        """
         self.classifier = classifier
         self.on_news: Callable[[Flow, Hook], None] = lambda flow, hook: None  # noqa: ARG005
         """Called with a flow and the hook that is due; the engine's."""
         self.names = names or NameLists(DomainSet(), DomainSet(), DomainSet())
         self.detection_packets = detection_packets
         self.watch_http = watch_http
+        self.http_answers = http_answers
         self.keep_match_payload = keep_match_payload
         self._traits: dict[int, _Traits] = {}
         """By classification word."""
@@ -151,13 +156,20 @@ class Inspector:
             dpi = flow.dpi
             if dpi is not None and flow.detected:
                 over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
-                if over or (classified and not dpi.more_possible()):
+                if classified and not self.http_answers and self._has_asked(flow):
+                    self._finish(flow)  # the hooks have just seen all there is
+                elif over or (classified and not dpi.more_possible()):
                     grown = self._finish(flow)
                     if grown and not new:  # else the hooks have just seen all there is
                         self.on_news(flow, Hook.PROTOCOL_UPDATED)
         if not flow.detected and flow.packets >= self.detection_packets:
             self.stop_waiting(flow)
             self.on_news(flow, Hook.PROTOCOL_DETECTED)
+
+    @staticmethod
+    def _has_asked(flow: Flow) -> bool:
+        """Whether it is plain HTTP, and a request was seen."""
+        return flow.requests > 0 and isinstance(flow.watch, HttpWatch)
 
     def stop_waiting(self, flow: Flow) -> None:
         """Detection takes too long: hooks shall run with what is known. Inspection itself goes on."""

@@ -82,6 +82,7 @@ def check(declared: Declaration, settings: dict[str, Any], protocol_id: Protocol
         conf=_conf(declared, settings),
         statuses=declared.statuses,
         wants_match_packet=declared.wants_match_packet,
+        http_answers=declared.value("http_answers", bool, False),
         default_enabled=declared.value("default_enabled", bool, True),
         excluded=declared.value("nedge_exclude", bool, False),
         teardown=declared.teardown,

@@ -50,6 +50,7 @@ class Runner:
         """What switched scripts off, by key."""
         self.context: Context | None = None
         self.wants_match_packet = any(script.wants_match_packet for script in scripts)
+        self.wants_http_answers = any(script.http_answers for script in scripts)
         self._budget_ns = self.limits.budget_ms * 1_000_000
         self._logged: dict[str, int] = {}
         self._arrange()

@@ -83,6 +83,8 @@ class Script:
     statuses: tuple[StatusType, ...] = ()
     """User statuses it defines."""
     wants_match_packet: bool = False
+    http_answers: bool = False
+    """It wants answers of plain-HTTP servers to be looked at."""
     default_enabled: bool = True
     excluded: bool = False
     """It does not want to run here."""

@@ -30,6 +30,7 @@ from nedge.scripts.script import Problem, ScriptError, ScriptErrors
 _VALUES = (
     "default_enabled",
     "default_value",
+    "http_answers",
     "l4_proto",
     "l7_proto",
     "l7_proto_id",

@@ -56,15 +56,16 @@ def test_a_blocked_flow_is_dropped_by_the_kernel_and_forgets_its_inspection() ->
     assert rig.classifier.alive == 0
 
 
+class Growing(StubClassifier):
+    """What it inspects is named at once, but never complete."""
+
+    def open(self):  # type: ignore[no-untyped-def]
+        state = super().open()
+        state.more_possible = lambda: True
+        return state
+
+
 def test_what_a_script_waits_for_is_waited_for() -> None:
-    class Growing(StubClassifier):
-        """Named at once, but never complete."""
-
-        def open(self):  # type: ignore[no-untyped-def]
-            state = super().open()
-            state.more_possible = lambda: True
-            return state
-
     for hooks, expected in (((Hook.PROTOCOL_DETECTED,), Share.PASS), ((Hook.PROTOCOL_UPDATED,), Share.NONE)):
         rig, _ = offloading(StubScripts(*hooks), classifier=Growing())
         open_tcp(rig)
@@ -78,6 +79,21 @@ def test_http_is_watched_and_told_once() -> None:
     assert share(rig, c2s(first, PSH | ACK)) is Share.WATCH
     assert share(rig, c2s(first, PSH | ACK, seq=100 + len(first))) is Share.NONE  # the kernel knows
     assert share(rig, c2s(second, PSH | ACK, seq=100 + 2 * len(first))) is Share.DROP
+
+
+@pytest.mark.parametrize(("answers", "expected"), [(False, Share.WATCH), (True, Share.NONE)])
+def test_the_kernel_passes_what_http_servers_answer_unless_it_is_looked_at(
+    answers: bool, expected: Share
+) -> None:
+    scripts = StubScripts(Hook.PROTOCOL_UPDATED)
+    rig, _ = offloading(scripts, classifier=Growing())
+    rig.engine.inspector.http_answers = answers
+    open_tcp(rig)
+    request = GET % b"good.example"
+    assert share(rig, c2s(request, PSH | ACK)) is expected
+    calls = len(scripts.calls)
+    share(rig, c2s(GET % b"other.example", PSH | ACK, seq=100 + len(request)))
+    assert len(scripts.calls) == calls + 1  # once for each request, though each ends an inspection
 
 
 def test_http_without_its_start_is_not_left_to_the_kernels_idea_of_who_asks() -> None:

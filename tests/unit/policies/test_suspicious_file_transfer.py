@@ -21,8 +21,8 @@ STATUS = ["status_suspicious_file_transfer"]
 PROGRAM = b"MZ\x90\0\x03\0\0\0\x04\0\0\0\xff\xff" + bytes(600)
 
 
-def run(packets: list[Packet], library: str = "auto", **settings: Any) -> Bench:
-    script = load_script("suspicious_file_transfer", settings=settings, library=library)
+def run(packets: list[Packet], library: str = "auto", config: str = "", **settings: Any) -> Bench:
+    script = load_script("suspicious_file_transfer", settings=settings, config=config, library=library)
     script.judge(packets)
     return script
 
@@ -65,10 +65,12 @@ def test_other_names(path: str, library: str) -> None:
 
 
 def test_what_nobody_would_guess_from_its_name(library: str) -> None:
-    judged = run(fetch("/download?id=3", body=PROGRAM), library, score=100)
+    packets = fetch("/download?id=3", body=PROGRAM)
+    judged = run(packets, library, "dpi.http_answers = true", score=100)
     assert judged.flow.statuses == STATUS
     assert judged.alerts[0].info["content"] == "a program"
     assert judged.actions.index("drop") == 4  # the answer
+    assert run(packets, library, score=100).flow.statuses == []  # answers pass unseen
 
 
 def test_content_types() -> None:

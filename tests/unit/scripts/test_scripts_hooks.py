@@ -194,6 +194,22 @@ def test_each_further_http_request_is_an_update() -> None:
     assert list(dict.fromkeys(names)) == ["a.example.com", "b.example.com", "c.example.com"]
 
 
+@pytest.mark.parametrize(
+    ("declared", "toml", "codes"),
+    [
+        ("", "", {0}),
+        ("http_answers = True", "", {0, 404}),
+        ("http_answers = False", "dpi.http_answers = true", {0, 404}),
+    ],
+)
+def test_answers_are_looked_at_if_somebody_wants_them(declared: str, toml: str, codes: set[int]) -> None:
+    session = Tcp(dport=80).handshake().client(http_request("a.example.com")).server(http_response(code=404))
+    value = "flow.getFacts().http_code"
+    source = recorder("protocolDetected", "protocolUpdated", value=value, more=f"{declared}\n")
+    judged = judge(session.packets, toml, {"script": source}, library="auto")
+    assert {code for _, code in judged.seen} == codes
+
+
 def test_the_first_request_only_if_so_configured() -> None:
     session = Tcp(dport=80).handshake()
     for name in ("a.example.com", "b.example.com"):

@@ -798,7 +798,7 @@ def test_full_info_of_http() -> None:
     session = (
         Tcp(dport=80).handshake().client(http_request("example.com", "/a?b")).server(http_response(code=404))
     )
-    info = at_end(session.packets, "flow.getFullInfo()")
+    info = at_end(session.packets, "flow.getFullInfo()", "dpi.http_answers = true")
     assert info["protos.http.last_method"] == "GET"
     assert info["protos.http.last_url"].endswith("example.com/a?b")
     assert info["protos.http.last_return_code"] == 404
