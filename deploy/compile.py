@@ -5,7 +5,7 @@ about seven tenths of the time. The list is in pyproject.toml. Compiling happens
 left in the checkout, which would go on with what was compiled instead of what it reads.
 
 Not among them is what calls scripts: the time budget finds out by Python frames whether it is a script that
-runs. Nor is core/table: a compiled generator that is given up does not run its `finally`.
+runs. Nor is core/walk: a compiled generator that is given up does not run its `finally`.
 """
 
 from __future__ import annotations

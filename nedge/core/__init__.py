@@ -5,6 +5,7 @@ Nothing here opens a file or socket, reads a clock or starts a process. The way 
     engine.Engine.packet   the whole journey, in its body
     packet.decode          bytes -> Packet (or a counted reason why not)
     table.FlowTable        Packet -> Flow, and the timers of flows
+    walk                   going through all flows, step by step
     flow.Flow              counters, TCP state, statuses and scores
     stream, watch          TCP in order; every name a DNS or HTTP flow asks for
     facts                  what inspection (nDPI) is asked and answers, as protocols

@@ -7,6 +7,7 @@ change anything, and give the flow's verdict. Hooks run inside, before the packe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import islice
 
 from nedge.core.events import FlowEnded, Sink, ignore
@@ -101,7 +102,8 @@ class Engine:
 
     def figures(self) -> dict[str, int]:
         """All counters and gauges, flat."""
-        figures = {name: getattr(self.counters, name) for name in Counters.__slots__ if name != "malformed"}
+        names = (field.name for field in fields(Counters))
+        figures = {name: getattr(self.counters, name) for name in names if name != "malformed"}
         figures |= {f"malformed_{why}": count for why, count in self.counters.malformed.items()}
         return figures | {"live_flows": self.table.count, "live_hosts": len(self.hosts)}
 

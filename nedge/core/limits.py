@@ -9,7 +9,7 @@ from nedge.core.packet import Malformed
 from nedge.core.verdict import Action
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Limits:
     """Bounds on what the engine holds and waits for. Seconds are without any packet of the flow."""
 
@@ -26,7 +26,7 @@ class Limits:
     """Non-first fragments; on a bridge the kernel reassembles before we see them."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Counters:
     """What the engine did. All only grow."""
 

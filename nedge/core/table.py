@@ -15,17 +15,9 @@ from heapq import heappop, heappush
 
 from nedge.core.flow import Flow
 from nedge.core.packet import reverse_key
+from nedge.core.walk import Walk, every_flow
 
 _NEVER = float("inf")
-
-
-class _Walk:
-    """How far somebody is on the way through all flows."""
-
-    def __init__(self) -> None:
-        self.second = -1
-        """Of the bucket that he is in."""
-        self.called_earlier: list[Flow] = []
 
 
 class FlowTable:
@@ -39,7 +31,7 @@ class FlowTable:
         self._seconds: list[int] = []  # heap of the keys of _buckets
         self.next_wake: float = _NEVER
         """When the next timer is due, in epoch seconds."""
-        self._walks: list[_Walk] = []
+        self._walks: list[Walk] = []
 
     @property
     def count(self) -> int:
@@ -78,21 +70,7 @@ class FlowTable:
 
         The table may change between steps. A flow that is here all the while comes once at least.
         """
-        walk = _Walk()
-        self._walks.append(walk)
-        try:
-            # Each flow stands in the bucket of its timer. One that is put off goes to a later bucket; one
-            # that is called earlier would be missed: `wake_at` tells of it.
-            while ahead := [second for second in self._seconds if second > walk.second]:
-                walk.second = min(ahead)
-                for flow in list(self._buckets[walk.second][1]):
-                    if flow.timer == walk.second and flow in self:
-                        yield flow
-            for flow in walk.called_earlier:
-                if flow in self:
-                    yield flow
-        finally:
-            self._walks.remove(walk)
+        return every_flow(self.__contains__, self._buckets, self._walks)
 
     def wake_at(self, flow: Flow, when: float) -> None:
         """Have `due` give the flow once `when` (epoch seconds) has passed. Replaces what was asked before."""
