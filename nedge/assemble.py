@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import maxminddb
 import structlog
 
-from nedge.config import Config, ConfigError, Lists
+from nedge.config import Config, Lists
 from nedge.core.engine import Engine
 from nedge.core.events import Sink, ignore
 from nedge.core.facts import Classifier
@@ -22,6 +22,7 @@ from nedge.core.lists import NetworkSet, Range
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure, Policy
 from nedge.dpi import NdpiClassifier, load_library
+from nedge.errors import ConfigError
 from nedge.lists.loading import ListSets, Loader, read_lists
 from nedge.scripts.api import Context
 from nedge.scripts.loader import load_scripts

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from nedge import log
 from nedge.assemble import assemble, make_host
-from nedge.config import Config, ConfigError
+from nedge.config import Config
 from nedge.dpi import NdpiClassifier, load_library
 from nedge.dpi.selftest import check as check_dpi
+from nedge.errors import ConfigError
 from nedge.scripts.budget import enforced
 from nedge.scripts.lint import lint
 from nedge.scripts.loader import find_scripts, load_scripts

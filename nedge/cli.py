@@ -77,7 +77,7 @@ def configure(path: Path | None, policies: Path | None = None) -> Config:
     """The configuration that the options ask for; logging is set up by it."""
     from nedge import log
     from nedge.config import Config
-    from nedge.config import load as load_config
+    from nedge.config_file import load as load_config
 
     config = load_config(path) if path else Config()
     if policies is not None:
@@ -150,7 +150,7 @@ def replay(
 def run(config: ConfigOption = None) -> None:
     """Bridge two interfaces and judge what passes between them. Needs root."""
     from nedge.assemble import allowed_networks, dropped_networks
-    from nedge.config import load as load_config
+    from nedge.config_file import load as load_config
     from nedge.dpi.selftest import check as check_dpi
     from nedge.gateway.run import Parts
     from nedge.gateway.run import run as run_gateway

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from nedge import assemble
-from nedge.config import Config, ConfigError
+from nedge.config import Config
 from nedge.core.marks import Marks
 from nedge.dpi import DpiError, NdpiClassifier, load_library
 from nedge.dpi.selftest import check as check_dpi
+from nedge.errors import ConfigError
 from nedge.kernel import state as states
 from nedge.kernel import survey
 from nedge.kernel.errors import KernelError

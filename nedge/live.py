@@ -15,11 +15,12 @@ import structlog
 
 from nedge import log
 from nedge.assemble import Assembly, assemble
-from nedge.config import Config, ConfigError
+from nedge.config import Config
 from nedge.core.engine import Engine
 from nedge.core.events import Sink
 from nedge.core.facts import Classifier
 from nedge.core.flow import FLOWS_PER_WORKER
+from nedge.errors import ConfigError
 from nedge.export.outlet import Outlet
 from nedge.lists import job
 from nedge.lists.loading import load_lists

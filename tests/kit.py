@@ -25,7 +25,8 @@ from netaddr import IPSet  # type: ignore[import-untyped]
 from support import require
 
 from nedge.assemble import Assembly, assemble
-from nedge.config import SHIPPED_POLICIES, load
+from nedge.config import SHIPPED_POLICIES
+from nedge.config_file import load
 from nedge.core.events import Event, FlowEnded, Sink
 from nedge.core.facts import Classifier
 from nedge.core.verdict import Action

@@ -70,7 +70,7 @@ def connected(config: Path | None, socket: Path | None) -> Iterator[Client]:
     """A connection to the gateway that is meant."""
     settings = None
     if config is not None and socket is None:
-        from nedge.config import load as load_config
+        from nedge.config_file import load as load_config
 
         settings = load_config(config)
     with Client(find_socket(settings, socket)) as client:

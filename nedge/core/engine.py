@@ -395,8 +395,9 @@ class Engine:
                 ends = min(ends, silent)
         if flow.next_tick and flow.next_tick <= now:
             self.run_hook(flow, Hook.PERIODIC_UPDATE, now)
-            flow.tick += 1
-            flow.next_tick += TICK
+            ticks = 1 + self.verdicts.scripts.idle_ticks(flow.tick + 1, flow.proto)
+            flow.tick += ticks
+            flow.next_tick += ticks * TICK
         if flow.next_tick:
             ends = min(ends, flow.next_tick)
         self.table.wake_at(flow, ends)

@@ -54,7 +54,7 @@ def history(
         raise ConfigError(f"{question}: no such question; allowed are {', '.join(QUESTIONS)}")
     if verdict not in ("", "pass", "drop", "reject"):
         raise ConfigError(f"--verdict: found {verdict!r}; allowed is pass, drop or reject")
-    from nedge.config import load as load_config
+    from nedge.config_file import load as load_config
 
     path = file or (load_config(config).history.path if config else None)
     if path is None:

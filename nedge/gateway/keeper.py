@@ -15,9 +15,9 @@ from ipaddress import ip_address, ip_network
 
 import structlog
 
-from nedge.config import ConfigError
 from nedge.core.lists import NetworkSet, Range
 from nedge.core.marks import Marks
+from nedge.errors import ConfigError
 from nedge.kernel.bridge import Bridge
 from nedge.kernel.errors import KernelError
 from nedge.kernel.frames import SECTION as FRAMES

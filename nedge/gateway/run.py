@@ -15,11 +15,12 @@ from functools import partial
 
 import structlog
 
-from nedge.config import Config, ConfigError
+from nedge.config import Config
 from nedge.core.lists import NetworkSet, Range
 from nedge.core.marks import Marks
 from nedge.core.orders import Kind, OrderBook
 from nedge.core.verdict import Operator
+from nedge.errors import ConfigError
 from nedge.gateway.control import ControlServer
 from nedge.gateway.desk import Desk
 from nedge.gateway.exporting import ExporterProcess

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import structlog
 
-from nedge.config import ConfigError
+from nedge.errors import ConfigError
 from nedge.gateway.children import fork
 from nedge.gateway.supervisor import Supervisor
 

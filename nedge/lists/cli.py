@@ -82,7 +82,7 @@ def _become_owner(cache: Path) -> None:
 def _settings(path: Path | None) -> Config:
     from nedge import log
     from nedge.config import Config
-    from nedge.config import load as load_config
+    from nedge.config_file import load as load_config
 
     config = load_config(path) if path else Config()
     log.configure(config.log.level, config.log.format)

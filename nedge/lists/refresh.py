@@ -12,8 +12,9 @@ from typing import Any
 
 import structlog
 
-from nedge.config import ConfigError, Lists
+from nedge.config import Lists
 from nedge.core.lists import DomainSet, FingerprintSet, NetworkSet, pack_networks
+from nedge.errors import ConfigError
 from nedge.lists.cache import Cache, Download, Packed, SourcePath
 from nedge.lists.fetch import FetchError, fetch, redacted
 from nedge.lists.parse import ALLOWED, FORMS, Form, Parsed, parse

@@ -22,7 +22,8 @@ Plain pytest is all that is needed, with no plugin and no fixture. `bench.py` ha
 `flows.py` the flows, `packets.py`, `conversations.py` and `tls.py` the traffic.
 """
 
-from nedge.config import SHIPPED_POLICIES, ConfigError
+from nedge.config import SHIPPED_POLICIES
+from nedge.errors import ConfigError
 from nedge.replay import CaptureError
 from nedge.testing.bench import Bench, ScriptError, load_script
 from nedge.testing.conversations import (

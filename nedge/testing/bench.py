@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from nedge.assemble import Assembly, assemble
-from nedge.config import SHIPPED_POLICIES, ConfigError, from_mapping
+from nedge.config import SHIPPED_POLICIES
+from nedge.config_file import from_mapping
 from nedge.core.events import AlertRaised, Event, FlowEnded
 from nedge.core.flow import EndReason
 from nedge.core.flow import Flow as CoreFlow
 from nedge.core.hooks import Hook
 from nedge.core.hosts import CountryLookup
+from nedge.errors import ConfigError
 from nedge.replay import replay
 from nedge.scripts.script import Script
 from nedge.testing.flows import Alert, MadeFlow, SeenFlow

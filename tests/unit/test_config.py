@@ -18,9 +18,11 @@ from nedge.assemble import (
     make_policy,
     open_databases,
 )
-from nedge.config import LOCAL_NETWORKS, SHIPPED_POLICIES, Config, ConfigError, load
+from nedge.config import LOCAL_NETWORKS, SHIPPED_POLICIES, Config
+from nedge.config_file import load
 from nedge.core.status import STATUS_TYPES
 from nedge.core.verdict import Action, Failure
+from nedge.errors import ConfigError
 from nedge.lists.loading import ListSets, read_lists
 from nedge.scripts.loader import load_scripts, read_script
 

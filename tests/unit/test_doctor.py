@@ -14,7 +14,8 @@ import pytest
 from support import require
 
 from nedge import doctor
-from nedge.config import Config, load
+from nedge.config import Config
+from nedge.config_file import load
 from nedge.doctor import examine_all
 from nedge.kernel import survey
 from nedge.kernel.links import Link

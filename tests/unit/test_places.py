@@ -9,7 +9,8 @@ import pytest
 from kit import CLIENT, SERVER, T0, ask, bench, dns, judge, ping, write_asns, write_countries
 
 from nedge.assemble import open_databases
-from nedge.config import Config, ConfigError, GeoIP
+from nedge.config import Config, GeoIP
+from nedge.errors import ConfigError
 from nedge.export.eve import to_json
 from nedge.export.history import History
 from nedge.export.questions import QUESTIONS, Filter, opened

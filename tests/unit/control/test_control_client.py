@@ -18,7 +18,8 @@ from control_kit import Office, serving
 from kit import CLIENT, T0, bench, dns
 from test_cli import Done, here
 
-from nedge.config import Config, load
+from nedge.config import Config
+from nedge.config_file import load
 from nedge.control import client as module
 from nedge.control.client import Client, find_socket
 from nedge.control.protocol import ControlError, HostSort, Kind

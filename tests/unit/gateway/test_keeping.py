@@ -8,9 +8,9 @@ from unittest.mock import Mock
 import pytest
 from structlog.testing import capture_logs
 
-from nedge.config import ConfigError
 from nedge.core.lists import NetworkSet
 from nedge.core.marks import Marks
+from nedge.errors import ConfigError
 from nedge.gateway.keeper import Keeper
 from nedge.kernel.errors import KernelError
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from nedge.config import Config, ConfigError, Lists
+from nedge.config import Config, Lists
+from nedge.errors import ConfigError
 from nedge.gateway import supervisor as module
 from nedge.gateway.link import Link
 from nedge.gateway.signals import STOP_SIGNALS, StopSignals, stop_signals

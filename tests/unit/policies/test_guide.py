@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nedge.config import Config, from_mapping
+from nedge.config import Config
+from nedge.config_file import from_mapping
 from nedge.core.hooks import Hook
 from nedge.scripts import Flow, reference
 from nedge.scripts.lint import VARIABLES, lint

@@ -309,7 +309,7 @@ def test_what_only_an_aside_script_wanted_is_not_wanted_any_more() -> None:
 
 
 def test_loading_anew_gives_another_chance(tmp_path: Path) -> None:
-    from nedge.config import load as load_config
+    from nedge.config_file import load as load_config
 
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "bad.lua").write_text(hook("error('x')"))
