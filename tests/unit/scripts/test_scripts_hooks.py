@@ -309,6 +309,16 @@ def test_two_scripts_with_their_own_periods() -> None:
     assert seen == ["full", "half", "half", "full", "half", "half"]
 
 
+def test_periods_that_do_not_divide_each_other() -> None:
+    scripts = {
+        "two": recorder("periodicUpdate", value=f"(2, now - {T0})", more="periodic_update_seconds = 60\n"),
+        "three": recorder("periodicUpdate", value=f"(3, now - {T0})", more="periodic_update_seconds = 90\n"),
+    }
+    seen = [value for _, value in judge(long_flow(280), QUIET, scripts).seen]
+    assert [after // 30 - 1 for steps, after in seen if steps == 2] == [0, 2, 4, 6, 8]
+    assert [after // 30 - 1 for steps, after in seen if steps == 3] == [0, 3, 6]
+
+
 def test_ticks_that_come_late_are_made_up_for() -> None:
     # No packet at all, of any flow, between 0 and 55 s: the engine hears of the time only then.
     packets = [*ping(), *ping(start=T0 + 55), *ping(start=T0 + 100)]
