@@ -286,8 +286,9 @@ class Dpi(_Section):
     request only."""
     http_answers: bool = False
     """Look at the first answer of plain-HTTP servers, too, before it passes: for its status code and content
-    type in events, and for what nDPI finds risky in it. false: only if a script asks for it; connections are
-    set up faster then."""
+    type, for protocols and categories that only the answer tells (HLS, Media, Download), and for what nDPI
+    finds risky in it. false: only if a script asks for it, or with watch_http = false; connections are set up
+    faster then."""
 
 
 class Eve(_Section):

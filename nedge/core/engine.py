@@ -311,7 +311,9 @@ class Engine:
     # What the kernel took over
 
     def _share(self, flow: Flow) -> Share:
-        updates = flow.dpi is not None and self.verdicts.scripts.wants(_UPDATED, flow.proto)
+        updates = flow.dpi is not None and (
+            self.verdicts.scripts.wants(_UPDATED, flow.proto) or self.inspector.awaits_answer(flow)
+        )
         return share_of(flow, awaits_updates=updates)
 
     def _share_changes(self, flow: Flow) -> None:
@@ -395,9 +397,8 @@ class Engine:
                 ends = min(ends, silent)
         if flow.next_tick and flow.next_tick <= now:
             self.run_hook(flow, Hook.PERIODIC_UPDATE, now)
-            ticks = 1 + self.verdicts.scripts.idle_ticks(flow.tick + 1, flow.proto)
-            flow.tick += ticks
-            flow.next_tick += ticks * TICK
+            flow.tick += 1
+            flow.next_tick += TICK
         if flow.next_tick:
             ends = min(ends, flow.next_tick)
         self.table.wake_at(flow, ends)

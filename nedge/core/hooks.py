@@ -80,9 +80,6 @@ class ScriptRunner(Protocol):
     def wants(self, hook: Hook, proto: int) -> bool:
         """Whether any script hooks this for this L4 protocol."""
 
-    def idle_ticks(self, tick: int, proto: int) -> int:
-        """At so many of a flow's ticks, from this on, no script has a periodicUpdate."""
-
 
 class NoScripts:
     """The runner of an engine without scripts."""
@@ -92,6 +89,3 @@ class NoScripts:
 
     def wants(self, hook: Hook, proto: int) -> bool:  # noqa: ARG002
         return False
-
-    def idle_ticks(self, tick: int, proto: int) -> int:  # noqa: ARG002
-        return 0

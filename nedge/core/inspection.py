@@ -156,7 +156,7 @@ class Inspector:
             dpi = flow.dpi
             if dpi is not None and flow.detected:
                 over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
-                if classified and not self.http_answers and self._has_asked(flow):
+                if classified and from_client and not self.http_answers and _has_asked(flow):
                     self._finish(flow)  # the hooks have just seen all there is
                 elif over or (classified and not dpi.more_possible()):
                     grown = self._finish(flow)
@@ -166,10 +166,9 @@ class Inspector:
             self.stop_waiting(flow)
             self.on_news(flow, Hook.PROTOCOL_DETECTED)
 
-    @staticmethod
-    def _has_asked(flow: Flow) -> bool:
-        """Whether it is plain HTTP, and a request was seen."""
-        return flow.requests > 0 and isinstance(flow.watch, HttpWatch)
+    def awaits_answer(self, flow: Flow) -> bool:
+        """Whether it is plain HTTP, and what the server answers shall be looked at."""
+        return self.http_answers and flow.dpi is not None and isinstance(flow.watch, HttpWatch)
 
     def stop_waiting(self, flow: Flow) -> None:
         """Detection takes too long: hooks shall run with what is known. Inspection itself goes on."""
@@ -392,6 +391,12 @@ class Inspector:
             flow.stream = Stream()
         flow.word = word
         self._set_classification(flow, self.classifier.describe(word))
+
+
+def _has_asked(flow: Flow) -> bool:
+    """Whether it is plain HTTP, and a whole request was seen, body included."""
+    watch = flow.watch
+    return flow.requests > 0 and isinstance(watch, HttpWatch) and watch.between_requests
 
 
 def _server_hello_version(packet: Packet) -> int:

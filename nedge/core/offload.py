@@ -23,7 +23,8 @@ _L4_HEADERS = {TCP: 32, UDP: 8, SCTP: 12}
 def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
     """The kernel's share of a flow.
 
-    `awaits_updates`: a script wants to hear when more becomes known of it (protocolUpdated).
+    `awaits_updates`: somebody wants to hear when more becomes known of it: scripts by protocolUpdated, or who
+    has answers of HTTP looked at.
     """
     proto = flow.proto
     if proto in _ICMP or flow.tunnelled:

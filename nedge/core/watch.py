@@ -108,6 +108,11 @@ class HttpWatch:
         self._trailers = False  # behind its last chunk
         self._lost = False  # framing unknown: wait for a segment that starts a request
 
+    @property
+    def between_requests(self) -> bool:
+        """Whether all of the latest request was seen, and nothing of the next."""
+        return not (self._skip or self._chunked or self._trailers or self._lost or self._buffer)
+
     def feed(self, packet: Packet) -> list[Request]:
         data, missing, uncaptured = self._cursor.take(packet)
         if not data and not uncaptured:

@@ -60,20 +60,13 @@ class Runner:
         active = [script for script in self.scripts if not script.aside]
         self._by_hook = {hook: [script for script in active if hook in script.hooks] for hook in Hook}
         self._wanted = {
-            hook: frozenset(proto for proto in range(256) if any(_meets(script, proto) for script in chosen))
+            hook: frozenset(proto for proto in range(256) if any(not s.l4 or proto in s.l4 for s in chosen))
             for hook, chosen in self._by_hook.items()
-        }
-        self._periods = {
-            proto: tuple({s.periodic_ticks for s in self._by_hook[Hook.PERIODIC_UPDATE] if _meets(s, proto)})
-            for proto in self._wanted[Hook.PERIODIC_UPDATE]
         }
         self._plans: dict[tuple[Hook, int, int, int, bool], tuple[_Step, ...]] = {}
 
     def wants(self, hook: Hook, proto: int) -> bool:
         return proto in self._wanted[hook]
-
-    def idle_ticks(self, tick: int, proto: int) -> int:
-        return min((-tick % ticks for ticks in self._periods.get(proto, ())), default=0)
 
     @enters_scripts
     def run(self, call: HookCall) -> None:
@@ -125,7 +118,7 @@ class Runner:
         return tuple(
             (script, script.hooks[hook], script.conf)
             for script in self._by_hook[hook]
-            if _meets(script, proto)
+            if (not script.l4 or proto in script.l4)
             and not (incomplete and script.three_way_handshake_ok)
             and (script.l7 is None or script.l7 in (app, master))
         )
@@ -193,8 +186,3 @@ class Runner:
                     _log.error("script_error", script=script.key, hook="teardown", error=str(error))
             if script.release is not None:
                 script.release()
-
-
-def _meets(script: Script, proto: int) -> bool:
-    """Whether a script's filter lets an L4 protocol through."""
-    return not script.l4 or proto in script.l4

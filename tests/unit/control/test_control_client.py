@@ -194,7 +194,14 @@ def test_a_host_of_several_workers_is_one() -> None:
     assert [one["flows"] for one in merged] == [0, 4, 9]
 
 
-FILTERS = {"l4": [], "l7": "", "three_way_handshake_ok": False, "periodic_update_seconds": 120, "prio": 0}
+FILTERS = {
+    "l4": [],
+    "l7": "",
+    "three_way_handshake_ok": False,
+    "http_answers": True,
+    "periodic_update_seconds": 120,
+    "prio": 0,
+}
 
 
 def test_a_script_of_several_workers_is_one() -> None:
@@ -217,6 +224,7 @@ def test_a_script_of_several_workers_is_one() -> None:
     assert len(cells) == len(SCRIPT_HEADINGS)
     assert cells[SCRIPT_HEADINGS.index("99 % under")] == "8.2 µs"
     assert cells[SCRIPT_HEADINGS.index("Timeouts")] == "8"
+    assert "HTTP answers" in cells
     assert cells[-1] == "put aside: keeps failing"
 
 

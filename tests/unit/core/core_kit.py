@@ -236,9 +236,6 @@ class StubScripts:
     def wants(self, hook: Hook, proto: int) -> bool:
         return hook in self.hooks
 
-    def idle_ticks(self, tick: int, proto: int) -> int:
-        return 0
-
 
 class Rig:
     """An engine with everything around it under test."""

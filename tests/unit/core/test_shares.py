@@ -96,6 +96,27 @@ def test_the_kernel_passes_what_http_servers_answer_unless_it_is_looked_at(
     assert len(scripts.calls) == calls + 1  # once for each request, though each ends an inspection
 
 
+def test_an_answer_that_is_looked_at_comes_up_though_no_script_hears_of_it() -> None:
+    rig, _ = offloading(StubScripts(Hook.PROTOCOL_DETECTED), classifier=Growing())
+    rig.engine.inspector.http_answers = True
+    open_tcp(rig)
+    assert share(rig, c2s(GET % b"good.example", PSH | ACK)) is Share.NONE
+
+
+def test_a_request_is_inspected_with_its_body() -> None:
+    rig, _ = offloading(StubScripts(Hook.PROTOCOL_UPDATED), classifier=Growing())
+    open_tcp(rig)
+    head = b"POST / HTTP/1.1\r\nHost: good.example\r\nContent-Length: 6\r\n\r\n"
+    assert share(rig, c2s(head, PSH | ACK)) is Share.NONE
+    assert share(rig, c2s(b"abc", PSH | ACK, seq=100 + len(head))) is Share.NONE
+    assert share(rig, c2s(b"def", PSH | ACK, seq=103 + len(head))) is Share.WATCH
+
+
+def test_dns_answers_are_looked_at() -> None:
+    rig, _ = offloading(StubScripts(Hook.PROTOCOL_UPDATED), classifier=Growing())
+    assert share(rig, ask("good.example")) is Share.NONE
+
+
 def test_http_without_its_start_is_not_left_to_the_kernels_idea_of_who_asks() -> None:
     rig, _ = offloading()
     assert share(rig, c2s(GET % b"good.example", PSH | ACK)) is Share.NONE

@@ -12,7 +12,7 @@ import pytest
 from nedge.kernel import queue
 from nedge.kernel.queue import BATCH, PacketQueue, QueueStats, parse_stats
 
-ACCEPT, DROP = 1, 0
+ACCEPT, DROP, REPEAT = 1, 0, 4
 
 
 class FakePacket:
@@ -24,6 +24,9 @@ class FakePacket:
 
     def get_hw(self) -> bytes | None:
         return self._mac
+
+    def get_mark(self) -> int:
+        return 0x5
 
 
 class FakeNetfilterQueue:
@@ -52,16 +55,21 @@ class FakeNetfilterQueue:
         self.callback = None
         self.ours.close()
 
-    def sent(self) -> Iterator[tuple[int, int]]:
-        """(verdict, id of the last packet) of each message to the kernel."""
+    def sent(self) -> Iterator[tuple[int, ...]]:
+        """(verdict, id of the last packet, mark if there is one) of each message to the kernel."""
         self.sends = 0
         try:
-            while messages := self.kernel.recv(32 * BATCH):
+            while messages := self.kernel.recv(40 * BATCH):
                 self.sends += 1
                 while messages:
-                    message, messages = messages[:32], messages[32:]
-                    assert struct.unpack_from("=I", message)[0] == len(message) == 32
-                    yield struct.unpack("!II", message[24:])
+                    (length,) = struct.unpack_from("=I", messages)
+                    message, messages = messages[:length], messages[length:]
+                    if length == 40:
+                        assert struct.unpack_from("=HH", message, 32) == (8, 3)  # NFQA_MARK
+                        yield *struct.unpack_from("!II", message, 24), *struct.unpack("!I", message[36:])
+                    else:
+                        assert len(message) == 32
+                        yield struct.unpack("!II", message[24:])
         except BlockingIOError:
             return
 
@@ -74,14 +82,16 @@ class Bench:
         monkeypatch.setattr(queue, "NetfilterQueue", lambda: self.fake)
         monkeypatch.setattr(queue, "read_stats", dict)
         monkeypatch.setattr(PacketQueue, "_set_flags", lambda self, flags: None)
-        self.queue = PacketQueue(5, self.judge, length=100, fail_open=fail_open, on_error=self.errors.append)
+        self.queue = PacketQueue(
+            5, self.judge, length=100, fail_open=fail_open, on_error=self.errors.append, mark_mask=0xFFFFFF00
+        )
         self.number = 0
 
     def judge(self, data: bytes, mac: bytes, vlan: int, tracked: bool) -> int:
         self.judged.append((data, mac))
         if data == b"raise":
             raise SystemExit("out of the judge")
-        return 2 if data == b"bad" else 0
+        return 2 if data == b"bad" else int(data, 16) if data.startswith(b"0x") else 0
 
     def arrive(self, *packets: bytes, mac: bytes | None = None) -> None:
         for data in packets:
@@ -109,6 +119,19 @@ def test_packets_in_a_row_share_a_verdict_and_stay_in_order(bench: Bench) -> Non
     assert bench.drain() == [(ACCEPT, 2), (DROP, 4), (ACCEPT, 5), (DROP, 6)]
     assert bench.fake.sends == 1
     assert bench.drain() == []
+
+
+def test_marks_go_with_their_packets(bench: Bench) -> None:
+    """They replace our bits (here: all but the lowest byte) of the mark that was there."""
+    bench.arrive(b"0x100", b"0x100", b"ok", b"0x200", b"bad", b"0x100")
+    assert bench.drain() == [
+        (REPEAT, 2, 0x105),
+        (ACCEPT, 3),
+        (REPEAT, 4, 0x205),
+        (DROP, 5),
+        (REPEAT, 6, 0x105),
+    ]
+    assert bench.fake.sends == 1
 
 
 def test_a_drain_is_bounded(bench: Bench) -> None:
