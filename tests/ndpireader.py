@@ -133,11 +133,16 @@ def _endpoint(text: str) -> Endpoint:
 def nedge_replay(capture: Path) -> list[ReaderFlow]:
     """The flows that `nedge replay` finds, without scripts. Those that share a key are put together.
 
-    ndpiReader never ends a flow, so what we end after a silence, or at a new SYN, is one flow to it.
+    ndpiReader looks at answers, too. It never ends a flow, so what we end after a silence, or at a new SYN,
+    is one flow to it.
     """
-    with tempfile.TemporaryDirectory() as policies:
+    with tempfile.TemporaryDirectory() as folder:
+        config, policies = Path(folder) / "nedge.toml", Path(folder) / "policies"
+        config.write_text("[dpi]\nhttp_answers = true\n")
+        policies.mkdir()
+        command = [sys.executable, "-m", "nedge", "replay", capture, "--json", "--config", config]
         done = subprocess.run(
-            [sys.executable, "-m", "nedge", "replay", str(capture), "--json", "--policies", policies],
+            [*command, "--policies", policies],
             capture_output=True,
             check=False,
             timeout=DEADLINE,

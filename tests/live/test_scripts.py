@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import traffic
 
 from nedge.lab.gateway import EVENTS, PORTS, Gateway
@@ -60,6 +61,18 @@ return script
 """
 
 
+CRITIC = """\
+from nedge.scripts import status_types
+
+http_answers = {answers}
+
+
+def protocolUpdated(flow, now, conf):
+    if flow.getFacts().http_code == 200:
+        flow.triggerStatus(status_types.status_blacklisted, "it answers", 100)
+"""
+
+
 def entries(gateway: Gateway, event: str) -> list[dict[str, Any]]:
     """What nedge has logged of one kind."""
     lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
@@ -91,3 +104,15 @@ def test_scripts_that_never_come_back_stop_nothing(lab: Lab, servers: ServerSet,
     assert {entry["script"] for entry in entries(gateway, "script_aside")} == {"endless", "sleepy"}
     (totals,) = entries(gateway, "engine_totals")
     assert totals["script_timeouts"] >= 10
+
+
+@pytest.mark.parametrize(("answers", "expected"), [(True, CURL_TIMEOUT), (False, 0)])
+def test_an_answer_waits_for_a_script_that_wants_to_look_at_it(
+    lab: Lab, servers: ServerSet, tmp_path: Path, answers: bool, expected: int
+) -> None:
+    (tmp_path / "critic.py").write_text(CRITIC.format(answers=answers))
+    target = ["--resolve", f"{ALLOWED}:80:{servers.address.v4}", f"http://{ALLOWED}/"]
+    with Gateway(lab, PORTS + f'\n[scripts]\ndirectories = ["{tmp_path}"]\n'):
+        done = lab.client.run(["curl", "-sS", "--max-time", "5", *target])
+    assert done.returncode == expected
+    assert bool(done.stdout) is not answers  # not a byte of it
