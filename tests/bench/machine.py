@@ -147,7 +147,7 @@ def describe() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "suricata": _version(["suricata", "-V"]),
+        "suricata": _version(["suricata", "-V"]).partition(" version ")[2].partition(" ")[0],
         "nedge": _version(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]),
     }
 
