@@ -6,6 +6,7 @@ import re
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,10 +27,18 @@ class Capture:
     def __init__(self, host: Host, interface: str, path: Path, *, filter: str = "") -> None:
         self.path = path
         self._host = host
-        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115 - closed by stop(); appending, as tcpdump shares the offset
         # -Z root: Debian's tcpdump gives up root before it opens the file. The buffer is in KiB.
         options = ["-i", interface, "-n", "-s", "0", "-U", "-B", "16384", "--immediate-mode", "-Z", "root"]
-        self._process = host.popen(["tcpdump", *options, "-w", path, *filter.split()], stderr=self._log)
+        command: list[str | Path] = ["tcpdump", *options, "-w", path, *filter.split()]
+        try:
+            self._start(command)
+        except LabError:  # seen once in hundreds of starts, on a busy machine
+            time.sleep(1)
+            self._start(command)
+
+    def _start(self, command: Sequence[str | Path]) -> None:
+        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115 - closed by stop(); appending, as tcpdump shares the offset
+        self._process = self._host.popen(command, stderr=self._log)
         try:
             # tcpdump says so when its socket is open: from there on the kernel keeps packets for it.
             self._await("listening on", START_DEADLINE)
