@@ -123,9 +123,9 @@ class Inspector:
 
     def look(self, flow: Flow, packet: Packet, from_client: bool, time_ms: int) -> None:
         """Look into one packet; `on_news` hears of all that it makes known."""
-        new = not flow.detected
         stream = flow.stream
         for segment in (packet,) if stream is None else stream.order(packet, from_client):
+            new, requests = not flow.detected, flow.requests
             if segment.payload_length and stream is not None:
                 if from_client:
                     if not flow.client_spoke:
@@ -156,11 +156,10 @@ class Inspector:
             dpi = flow.dpi
             if dpi is not None and flow.detected:
                 over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
-                if classified and from_client and not self.http_answers and _has_asked(flow):
-                    self._finish(flow)  # the hooks have just seen all there is
-                elif over or (classified and not dpi.more_possible()):
-                    grown = self._finish(flow)
-                    if grown and not new:  # else the hooks have just seen all there is
+                enough = from_client and not self.http_answers and _has_asked(flow)
+                if over or (classified and (enough or not dpi.more_possible())):
+                    told = new or flow.requests != requests  # the hooks have just seen all there is
+                    if self._finish(flow) and not told:
                         self.on_news(flow, Hook.PROTOCOL_UPDATED)
         if not flow.detected and flow.packets >= self.detection_packets:
             self.stop_waiting(flow)

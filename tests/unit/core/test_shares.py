@@ -103,13 +103,16 @@ def test_an_answer_that_is_looked_at_comes_up_though_no_script_hears_of_it() -> 
     assert share(rig, c2s(GET % b"good.example", PSH | ACK)) is Share.NONE
 
 
-def test_a_request_is_inspected_with_its_body() -> None:
-    rig, _ = offloading(StubScripts(Hook.PROTOCOL_UPDATED), classifier=Growing())
+def test_a_request_is_inspected_with_its_body_and_scripts_hear_of_it() -> None:
+    scripts = StubScripts(Hook.PROTOCOL_UPDATED)
+    rig, _ = offloading(scripts, classifier=Growing())
     open_tcp(rig)
     head = b"POST / HTTP/1.1\r\nHost: good.example\r\nContent-Length: 6\r\n\r\n"
     assert share(rig, c2s(head, PSH | ACK)) is Share.NONE
     assert share(rig, c2s(b"abc", PSH | ACK, seq=100 + len(head))) is Share.NONE
+    assert not scripts.calls
     assert share(rig, c2s(b"def", PSH | ACK, seq=103 + len(head))) is Share.WATCH
+    assert len(scripts.calls) == 1
 
 
 def test_dns_answers_are_looked_at() -> None:
