@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -79,7 +80,7 @@ def _checks(config: Config) -> Iterator[Check]:
         queue=gateway.queue,
         mark_mask=mask,
         max_flows=config.limits.max_flows,
-        workers=gateway.workers or os.cpu_count() or 1,
+        workers=gateway.worker_count,
         before_loading=True,
     )
     if missing_capabilities():
@@ -226,7 +227,7 @@ def gateway_now(config: Config, found: dict[str, Link]) -> Iterator[Check]:
     gateway = config.gateway
     state = State(gateway.bridge)
     sections, holder = state.peek()
-    count = gateway.workers or os.cpu_count() or 1
+    count = gateway.worker_count
     listened = parse_stats(PROC_STATS.read_text()) if PROC_STATS.exists() else {}
     ours = range(gateway.queue, gateway.queue + count)
     if holder is None:
@@ -266,10 +267,11 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
         tuple(gateway.lan),
         tuple(gateway.wan),
         gateway.queue,
-        bypass=gateway.fail == "open",
-        queues=gateway.workers or os.cpu_count() or 1,
+        bypass=gateway.fails_open,
+        queues=gateway.worker_count,
         marks=Marks(gateway.mark_mask, marks["generation"]) if marks else None,
         rejecting=config.rejects,
+        starts=config.passes_starts,
         cuts=cut_rules(
             Quarantine(gateway.bridge) if quarantine else None, Listed(gateway.bridge) if listed else None
         ),
@@ -282,8 +284,8 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
     )
     try:
         for _ in range(5):  # a reload may be under way, or others change their rules
-            if rules.installed() and frames.installed():
-                return []
+            if frames.installed() and (rules.installed() or replace(rules, starts=False).installed()):
+                return []  # an order may keep the kernel from passing starts
             time.sleep(0.3)
     except KernelError as error:
         return [Problem(str(error))]
