@@ -395,7 +395,7 @@ class Engine:
         self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float
     ) -> None:
         """A connection has ended of which the kernel passed all there was: its start. See `account`."""
-        self.counters.silent += 1
+        self.counters.silent_flows += 1
         if self.table.get(key) is not None:
             return
         flow = self._open(syn_of(key), self.now, 0)

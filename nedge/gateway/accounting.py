@@ -137,7 +137,9 @@ class Accounting:
         for key, mark, packets, size, packets_back, size_back, gone in connections:
             last = now - (SILENCE if gone else 0)
             if gone and mark & ours == started:
-                self._record(key, (packets, size), (packets_back, size_back), last)
+                # One packet back is a refusal: the kernel forgets such a connection before the RST comes up.
+                if packets_back != 1:
+                    self._record(key, (packets, size), (packets_back, size_back), last)
                 continue
             self._engine.account(key, (packets, size), (packets_back, size_back), last, gone=gone)
             if self._recalling and not gone and self._contradicted(key, mark):

@@ -231,7 +231,7 @@ def test_a_silent_connection_is_recorded_when_it_is_over(
     assert (flow.handshake, event.reason) == (handshake, EndReason.IDLE)
     assert (flow.first_seen, flow.last_seen) == (T0 + 112, T0 + 112)
     engine = rig.engine
-    assert (engine.counters.silent, engine.counters.flows, engine.counters.midstream) == (1, 1, 0)
+    assert (engine.counters.silent_flows, engine.counters.flows, engine.counters.midstream) == (1, 1, 0)
     assert (engine.table.count, len(engine.hosts), rig.classifier.alive) == (0, 0, 0)
 
 

@@ -14,12 +14,12 @@ from nedge.kernel.ctnetlink import Connection
 MARKS = Marks()
 
 
-def ended(count: int, mark: int = MARKS.started, *, gone: bool = True) -> list[Connection]:
+def ended(count: int, mark: int = MARKS.started, *, gone: bool = True, back: int = 0) -> list[Connection]:
     """Connections from as many ports."""
     keys = (
         bytes((0, 0, 6, 10, 0, 0, 1, 192, 0, 2, 1)) + port.to_bytes(2) + b"\0\x50" for port in range(count)
     )
-    return [Connection(key, mark, 1, 60, 0, 0, gone) for key in keys]
+    return [Connection(key, mark, 1, 60, back, 40 * back, gone) for key in keys]
 
 
 class Worker:
@@ -56,6 +56,13 @@ def test_other_ends_are_those_of_flows(mark: int) -> None:
     worker = Worker()
     assert worker.hear(ended(1, mark)) == []
     worker.engine.account.assert_called_once()
+
+
+def test_a_refusal_comes_up_by_itself() -> None:
+    worker = Worker()
+    assert worker.hear(ended(1, back=1)) == []
+    worker.engine.account.assert_not_called()
+    assert len(worker.hear(ended(1, back=2))) == 1  # an answer that was sent again, as none came to it
 
 
 def test_other_bits_do_not_matter_and_live_ones_are_not_over() -> None:
