@@ -49,6 +49,8 @@ OBSERVED = 16
 """Packets between two heartbeats that are looked at for their direction: it costs as much as a verdict."""
 PAUSE = 0.001
 """Between two slices of an answer, when packets come."""
+CLOCK_SECONDS, CLOCK_SET = 5.0, 10.0
+"""Between two looks at the machine's clock; if it was set by more than this, another worker starts by it."""
 
 log = structlog.get_logger()
 
@@ -85,7 +87,7 @@ class Worker:
         self.engine = engine
         engine.slice = SLICE
         self.mode = mode
-        offset = time.time() - time.monotonic()
+        self._offset = offset = _clock_offset()
         self.clock: Callable[[], float] = lambda: offset + time.monotonic()
         """Epoch seconds; the machine's clock may be set, this one only goes on."""
         self._marks = marks
@@ -234,6 +236,7 @@ class Worker:
         self.engine.verdicts.cut = self._cut
         self.watch(link, self._hear)
         self.every(BEAT, self._beat)
+        self.every(CLOCK_SECONDS, self._look_at_clock)
 
     def _cut(self, host: Host, seconds: float) -> None:
         assert self._link is not None
@@ -334,6 +337,13 @@ class Worker:
             figures["queue_taken"] = stats.taken
             figures["queue_overloads"] += stats.waiting >= self._length
 
+    def _look_at_clock(self) -> None:
+        """A box without a battery starts in 1970, and hears later what time it is."""
+        assert self._link is not None
+        if abs(seconds := _clock_offset() - self._offset) > CLOCK_SET:
+            self._link.send({"failed": f"the machine's clock was set by {seconds:.0f} s"})
+            self.stop()
+
     def _hear(self) -> None:
         assert self._link is not None
         messages = self._link.receive()
@@ -429,6 +439,10 @@ class Worker:
         if self._error_log.may():
             with contextlib.suppress(Exception):  # a log that cannot be written must not stop traffic
                 log.error("engine_error", error=repr(error), errors=self.errors, exc_info=error)
+
+
+def _clock_offset() -> float:
+    return time.time() - time.monotonic()
 
 
 class _Timer:

@@ -183,6 +183,27 @@ def test_the_last_heartbeat_comes_after_all_else(monkeypatch: pytest.MonkeyPatch
     theirs.close()
 
 
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0, 2.0])
+def test_a_worker_ends_if_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    monkeypatch.setattr(module, "CLOCK_SECONDS", 0.02)
+    worker, engine, _queue = make()
+    engine.verdicts = SimpleNamespace(cut=None)
+    ours, theirs = Link.pair()
+    monkeypatch.setattr(worker, "_beat", lambda: None)
+    worker.report_to(ours, lambda config: None)
+    monkeypatch.setattr(worker, "_look_at_queue", lambda: None)
+    set_to = module._clock_offset() + seconds
+    monkeypatch.setattr(module, "_clock_offset", lambda: set_to)
+    worker.run(0.3)
+    said = [message["failed"] for message in theirs.receive() or []]
+    far = abs(seconds) > 10
+    assert worker.stopping is far
+    assert said == ([f"the machine's clock was set by {seconds:.0f} s"] if far else [])
+    worker.close()
+    ours.close()
+    theirs.close()
+
+
 def test_another_configuration_has_another_rate_of_answers() -> None:
     rejector, told = Rejector(Engine(), [], 50), []
     judging = SimpleNamespace(renew=told.append)
