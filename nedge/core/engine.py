@@ -47,6 +47,9 @@ _SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
 _DONE = Handshake.DONE
 _FIRST, _FIRST_BACK, _UNTRACKED = int(Note.FIRST), int(Note.FIRST_BACK), int(Note.UNTRACKED)
 _HALF, _SEQ = 0x80000000, 0xFFFFFFFF
+_LARGEST, _AT_ONCE = 0x10000, 0.5
+"""The kernel cuts a large segment, so many bytes at most, into several, which all have its mark and come
+within so many seconds."""
 MAX_OPENING = 4
 """Segments that are kept until it is sure that none comes before them."""
 TICK = 30.0
@@ -248,9 +251,8 @@ class Engine:
                 or flow.share is not Share.NONE
                 or (bool(flow.verdict.action) and packet.seq != flow.isn)
             )
-            if note >= _FIRST and not anew:  # likewise, unless the SYN came twice, and once to us
-                start = packet.seq if note == _FIRST else packet.acknowledged()
-                anew = flow.handshake is not Handshake.SYN or start != flow.isn + 1 & _SEQ
+            if note >= _FIRST and not anew:
+                anew = flow.closing or not _is_of(flow, packet, now, note)
         else:
             # A blocked query does not take the next one on its socket along: each is judged by itself.
             anew = (
@@ -507,3 +509,13 @@ class Engine:
         self.advance(now)
         for flow in self.table:
             self._end(flow, self.now, EndReason.SHUTDOWN)
+
+
+def _is_of(flow: Flow, packet: Packet, now: float, note: int) -> bool:
+    """Whether a connection's first packet is of this flow: a part of it was here, or its SYN (one of two)."""
+    if note == _FIRST_BACK:
+        return packet.acknowledged() == flow.isn + 1 & _SEQ
+    ahead = packet.seq - flow.isn - 1 & _SEQ
+    if flow.opening is None:
+        return flow.handshake is Handshake.SYN and ahead == 0
+    return ahead < _LARGEST and now - flow.last_seen < _AT_ONCE

@@ -178,7 +178,7 @@ def test_lan_and_wan_swapped(lab: Lab, servers: ServerSet, swapped: bool) -> Non
     ports = PORTS.replace("lan0", "x").replace("wan0", "lan0").replace("x", "wan0") if swapped else PORTS
     local = f'[network]\nlocal = ["{CLIENT.v4}/32", "fe80::/10"]\n'
     with Gateway(lab, ports + EVENTS + local) as gateway:
-        for number in range(30):
+        for number in range(60):
             assert https(lab, f"www{number}.example")
         assert gateway.stop() == 0
     assert len(gateway.logged("lan_wan_swapped")) == swapped

@@ -130,6 +130,22 @@ def test_a_syn_that_came_twice_and_once_to_us_opens_one_flow() -> None:
     assert (ended(rig), len(flows(rig))) == ([], 1)
 
 
+def test_parts_of_a_large_first_segment_are_of_one_flow() -> None:
+    """The kernel cuts it, and each part has the whole one's mark."""
+    rig, _ = offloading(block_names("bad.example"))
+    request = GET % (b"bad.example\r\nX: " + b"y" * 3000)
+    for at in (0, 1400, 2800):
+        rig.engine.packet(c2s(request[at : at + 1400], PSH | ACK, seq=100 + at), T0, note=Note.FIRST)
+    assert (ended(rig), the_flow(rig).hostname, rig.engine.share) == ([], "bad.example", Share.DROP)
+
+
+def test_parts_of_a_large_first_segment_of_the_server_are_of_one_flow() -> None:
+    rig, _ = offloading()
+    for at in (0, 1400):
+        first(rig, said(b"x" * 1400, ack=100, seq=900 + at), Note.FIRST_BACK)
+    assert (ended(rig), the_flow(rig).packets_rcvd) == ([], 3)
+
+
 # Where the stream begins
 
 
