@@ -179,18 +179,13 @@ class Engine:
                 flow = begins
             elif flags & ACK and 0 < (packet.acknowledged() - flow.isn - 1 & _SEQ) < _HALF:
                 flow.opening = None
-        if flags & ACK and flow.handshake is not _DONE and note != _UNTRACKED and self.remark is not None:
-            flow.infer_handshake(packet, from_client)
-        flow.count(packet, from_client, now)
-        if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
-            self.table.wake_at(flow, now + self.limits.closed_seconds)
-        if flow.looking:
-            if mac:
-                (flow.client if from_client else flow.server).mac = mac
-            try:
-                self.inspector.look(flow, packet, from_client, int(now * 1000))
-            except Exception:
-                self._inspection_failed(flow)
+        if flags == ACK and not from_client and not packet.payload_length and self.remark is not None:
+            # The kernel passes the others: it is no packet of those that a flow is given to say what it is.
+            flow.last_seen = now
+        else:
+            if flags & ACK and flow.handshake is not _DONE and note != _UNTRACKED and self.remark is not None:
+                flow.infer_handshake(packet, from_client)
+            self._take(flow, packet, from_client, now, mac)
 
         action = flow.verdict.action
         if self.remark is not None and (flow.detected or action):
@@ -202,6 +197,19 @@ class Engine:
             flow.dropped_packets += 1
             counters.dropped_packets += 1
         return action
+
+    def _take(self, flow: Flow, packet: Packet, from_client: bool, now: float, mac: bytes) -> None:
+        """Count it, and look into it while that can change anything."""
+        flow.count(packet, from_client, now)
+        if packet.flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
+            self.table.wake_at(flow, now + self.limits.closed_seconds)
+        if flow.looking:
+            if mac:
+                (flow.client if from_client else flow.server).mac = mac
+            try:
+                self.inspector.look(flow, packet, from_client, int(now * 1000))
+            except Exception:
+                self._inspection_failed(flow)
 
     def _not_a_packet(self, why: Malformed | Fragment) -> Action:
         if why is FRAGMENT:

@@ -11,6 +11,7 @@ from nedge.core.engine import MAX_OPENING
 from nedge.core.events import FlowEnded
 from nedge.core.flow import EndReason, Handshake, Share
 from nedge.core.hooks import Hook
+from nedge.core.inspection import MAX_INSPECTED
 from nedge.core.limits import Limits
 from nedge.core.marks import Note
 from nedge.core.packet import TCP
@@ -157,6 +158,17 @@ def test_a_flow_is_passed_once_the_server_has_what_it_is_judged_by() -> None:
     rig.feed(said(b"", ACK, ack=100 + len(SSH)))
     assert rig.engine.share is Share.PASS
     assert the_flow(rig).opening is None
+
+
+def test_what_the_server_acknowledges_is_no_packet_to_look_into() -> None:
+    """Else a client that speaks in tiny pieces, each acknowledged, would soon have been looked at enough."""
+    rig, _ = offloading()
+    for at in range(MAX_INSPECTED[TCP] - 3):
+        rig.engine.packet(c2s(b"x", PSH | ACK, seq=100 + at), T0, note=0 if at else Note.FIRST)
+        rig.feed(said(b"", ACK, ack=101 + at))
+    assert the_flow(rig).packets_rcvd == 1  # what answered the SYN
+    rig.feed(c2s(SSH, PSH | ACK, seq=100 + MAX_INSPECTED[TCP] - 3))
+    assert fed(rig)[-1] == SSH  # it is still looked at
 
 
 def test_numbers_wrap_around() -> None:
