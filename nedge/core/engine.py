@@ -154,7 +154,11 @@ class Engine:
 
         if note >= _FIRST and (packet.proto != TCP or packet.flaw is not None):
             note = 0
+        # The kernel passes bare acknowledgements, but for those that show what a server has.
+        bare = flags == ACK and not packet.payload_length and self.remark is not None
         flow = self.table.get(key)
+        if flow is None and bare and not note:
+            return self._without_flow(Action.PASS)
         if flow is None or (
             (flags & SYN or note >= _FIRST or flow.verdict.action)
             and self._starts_anew(flow, packet, now, note)
@@ -179,9 +183,8 @@ class Engine:
                 flow = begins
             elif flags & ACK and 0 < (packet.acknowledged() - flow.isn - 1 & _SEQ) < _HALF:
                 flow.opening = None
-        if flags == ACK and not from_client and not packet.payload_length and self.remark is not None:
-            # The kernel passes the others: it is no packet of those that a flow is given to say what it is.
-            flow.last_seen = now
+        if bare and not from_client:
+            flow.last_seen = now  # it is none of the packets that a flow is given to say what it is
         else:
             if flags & ACK and flow.handshake is not _DONE and note != _UNTRACKED and self.remark is not None:
                 flow.infer_handshake(packet, from_client)
@@ -394,8 +397,10 @@ class Engine:
                 return _NONE
             if flow.opening is not None:
                 flow.opening = ()
-        elif share is not _NONE and flow.looking:
-            self.inspector.let_go(flow)
+        elif share is not _NONE:
+            flow.opening = None
+            if flow.looking:
+                self.inspector.let_go(flow)
         if share is not flow.share:
             flow.share = share
             flow.accounted = self._readings  # the reading under way may have been past it

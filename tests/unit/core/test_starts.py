@@ -171,6 +171,21 @@ def test_what_the_server_acknowledges_is_no_packet_to_look_into() -> None:
     assert fed(rig)[-1] == SSH  # it is still looked at
 
 
+def test_no_flow_begins_with_an_acknowledgement() -> None:
+    """A worker that is new may see one before the client says more; the server is not the client."""
+    rig, _ = offloading()
+    assert rig.feed(said(b"", ACK, ack=200)) is Action.PASS
+    assert flows(rig) == []
+    rig.feed(c2s(b"x", seq=200))
+    assert the_flow(rig).client.ip == CLIENT
+
+
+def test_of_a_blocked_flow_it_does_not_matter() -> None:
+    rig, _ = offloading(block_names("bad.example"))
+    first(rig, c2s(GET % b"bad.example", PSH | ACK))
+    assert the_flow(rig).opening is None
+
+
 def test_numbers_wrap_around() -> None:
     rig, _ = offloading()
     first(rig, c2s(SSH, PSH | ACK, seq=0xFFFFFFFE))
