@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import grp
-import os
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,16 +133,6 @@ class Gateway(_Section):
     other."""
     other_frames: PassOrDrop = "pass"
     """Frames that carry neither IP nor ARP."""
-
-    @property
-    def fails_open(self) -> bool:
-        """Whether packets pass that nobody judges. Who only watches never cuts traffic."""
-        return self.fail == "open" or self.mode == "monitor"
-
-    @property
-    def worker_count(self) -> int:
-        """How many workers there are."""
-        return self.workers or os.cpu_count() or 1
 
     @field_validator("vlan_mask")
     @classmethod
@@ -420,11 +409,3 @@ class Config(_Section):
     def rejects(self) -> bool:
         """Whether anything is rejected, so that ends of flows are told."""
         return "reject" in (self.verdict.action, *dict(self.failures).values())
-
-    @property
-    def passes_starts(self) -> bool:
-        """Whether the kernel may pass a connection's SYN before anybody judged it (an order may forbid it).
-
-        Not where no packet of an undecided flow may pass, nor where the MAC addresses in it are needed.
-        """
-        return self.gateway.fails_open and not self.rejects

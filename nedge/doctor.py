@@ -14,7 +14,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -80,7 +79,7 @@ def _checks(config: Config) -> Iterator[Check]:
         queue=gateway.queue,
         mark_mask=mask,
         max_flows=config.limits.max_flows,
-        workers=gateway.worker_count,
+        workers=gateway.workers or os.cpu_count() or 1,
         before_loading=True,
     )
     if missing_capabilities():
@@ -227,7 +226,7 @@ def gateway_now(config: Config, found: dict[str, Link]) -> Iterator[Check]:
     gateway = config.gateway
     state = State(gateway.bridge)
     sections, holder = state.peek()
-    count = gateway.worker_count
+    count = gateway.workers or os.cpu_count() or 1
     listened = parse_stats(PROC_STATS.read_text()) if PROC_STATS.exists() else {}
     ours = range(gateway.queue, gateway.queue + count)
     if holder is None:
@@ -267,11 +266,10 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
         tuple(gateway.lan),
         tuple(gateway.wan),
         gateway.queue,
-        bypass=gateway.fails_open,
-        queues=gateway.worker_count,
+        bypass=gateway.fail == "open",
+        queues=gateway.workers or os.cpu_count() or 1,
         marks=Marks(gateway.mark_mask, marks["generation"]) if marks else None,
         rejecting=config.rejects,
-        starts=config.passes_starts,
         cuts=cut_rules(
             Quarantine(gateway.bridge) if quarantine else None, Listed(gateway.bridge) if listed else None
         ),
@@ -284,8 +282,8 @@ def _rules_in_place(config: Config, marks: states.Section | None) -> list[Proble
     )
     try:
         for _ in range(5):  # a reload may be under way, or others change their rules
-            if frames.installed() and (rules.installed() or replace(rules, starts=False).installed()):
-                return []  # an order may keep the kernel from passing starts
+            if rules.installed() and frames.installed():
+                return []
             time.sleep(0.3)
     except KernelError as error:
         return [Problem(str(error))]

@@ -17,7 +17,6 @@ from nedge.core.hosts import Directory, HostBook
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.judge import Judge
 from nedge.core.limits import Counters, Limits
-from nedge.core.marks import Note
 from nedge.core.offload import account, share_of
 from nedge.core.packet import (
     ACK,
@@ -34,8 +33,6 @@ from nedge.core.packet import (
     Malformed,
     Packet,
     decode,
-    reverse_key,
-    syn_of,
 )
 from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Failure, Operator, Policy
@@ -45,13 +42,6 @@ from nedge.core.watch import DnsWatch, parse_dns_query
 _NONE, _WATCH, _UPDATED = Share.NONE, Share.WATCH, Hook.PROTOCOL_UPDATED
 _SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
 _DONE = Handshake.DONE
-_FIRST, _FIRST_BACK, _UNTRACKED = int(Note.FIRST), int(Note.FIRST_BACK), int(Note.UNTRACKED)
-_HALF, _SEQ = 0x80000000, 0xFFFFFFFF
-_LARGEST, _AT_ONCE = 0x10000, 0.5
-"""The kernel cuts a large segment, so many bytes at most, into several, which all have its mark and come
-within so many seconds."""
-MAX_OPENING = 4
-"""Segments that are kept until it is sure that none comes before them."""
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
 MISSED_SECONDS = 60.0
@@ -127,13 +117,13 @@ class Engine:
         mac: bytes = b"",
         wire_length: int = MAX_IP_LENGTH,
         *,
-        note: int = 0,
+        tracked: bool = True,
     ) -> Action:
         """Judge one packet.
 
         `data`: from the IP header on. `now`: epoch seconds. `mac`: of its sender on this segment, if known.
         `wire_length`: bytes there were on the wire from the IP header on (see `packet.decode`).
-        `note`: what the kernel has to say of it, where there is one: a `Note`.
+        `tracked`: where there is a kernel, it takes the packet for one of a connection that it knows.
         """
         if now < self.now:
             now = self.now
@@ -152,18 +142,9 @@ class Engine:
             counters.malformed[packet.flaw] += 1
         key, flags = packet.key, packet.flags
 
-        if note >= _FIRST and (packet.proto != TCP or packet.flaw is not None):
-            note = 0
-        # The kernel passes bare acknowledgements, but for those that show what a server has.
-        bare = flags == ACK and not packet.payload_length and self.remark is not None
         flow = self.table.get(key)
-        if flow is None and bare and not note:
-            return self._without_flow(Action.PASS)
-        if flow is None or (
-            (flags & SYN or note >= _FIRST or flow.verdict.action)
-            and self._starts_anew(flow, packet, now, note)
-        ):
-            flow = self._open(packet, now, note)
+        if flow is None or ((flags & SYN or flow.verdict.action) and self._starts_anew(flow, packet, now)):
+            flow = self._open(packet, now)
             if flow is None:
                 counters.table_full += 1
                 return self._without_flow(self.limits.table_full)
@@ -175,20 +156,18 @@ class Engine:
         if not from_client and flags & _SYN_ACK == SYN and flow.may_turn_round:
             flow.turn_round()
             from_client = True
-        if flow.opening is not None and packet.flaw is None:
-            if from_client:
-                begins = self._begins(flow, packet, now)
-                if begins is None:
-                    return self._without_flow(Action.DROP)
-                flow = begins
-            elif flags & ACK and 0 < (packet.acknowledged() - flow.isn - 1 & _SEQ) < _HALF:
-                flow.opening = None
-        if bare and not from_client:
-            flow.last_seen = now  # it is none of the packets that a flow is given to say what it is
-        else:
-            if flags & ACK and flow.handshake is not _DONE and note != _UNTRACKED and self.remark is not None:
-                flow.infer_handshake(packet, from_client)
-            self._take(flow, packet, from_client, now, mac)
+        if flags & ACK and flow.handshake is not _DONE and tracked and self.remark is not None:
+            flow.infer_handshake(packet, from_client)
+        flow.count(packet, from_client, now)
+        if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
+            self.table.wake_at(flow, now + self.limits.closed_seconds)
+        if flow.looking:
+            if mac:
+                (flow.client if from_client else flow.server).mac = mac
+            try:
+                self.inspector.look(flow, packet, from_client, int(now * 1000))
+            except Exception:
+                self._inspection_failed(flow)
 
         action = flow.verdict.action
         if self.remark is not None and (flow.detected or action):
@@ -200,19 +179,6 @@ class Engine:
             flow.dropped_packets += 1
             counters.dropped_packets += 1
         return action
-
-    def _take(self, flow: Flow, packet: Packet, from_client: bool, now: float, mac: bytes) -> None:
-        """Count it, and look into it while that can change anything."""
-        flow.count(packet, from_client, now)
-        if packet.flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
-            self.table.wake_at(flow, now + self.limits.closed_seconds)
-        if flow.looking:
-            if mac:
-                (flow.client if from_client else flow.server).mac = mac
-            try:
-                self.inspector.look(flow, packet, from_client, int(now * 1000))
-            except Exception:
-                self._inspection_failed(flow)
 
     def _not_a_packet(self, why: Malformed | Fragment) -> Action:
         if why is FRAGMENT:
@@ -228,32 +194,7 @@ class Engine:
             self.counters.dropped_packets += 1
         return action
 
-    def _begins(self, flow: Flow, packet: Packet, now: float) -> Flow | None:
-        """Look where a client's segment stands whose SYN nobody saw: what came first may not be the start.
-
-        The flow that it is of: if it shows that another's start was, that one ends, and is inspected anew, in
-        order. None: it was judged and let go by what came first, which a client may choose: not passed on.
-        """
-        if not packet.payload_length:
-            return flow
-        opening = flow.opening
-        assert opening is not None
-        if (packet.seq - flow.isn - 1 & _SEQ) < _HALF:
-            if isinstance(opening, list) and len(opening) < MAX_OPENING:
-                opening.append(packet)
-            return flow
-        if not isinstance(opening, list):
-            self.counters.early_segments += 1
-            return None
-        self._end(flow, now, EndReason.REPLACED)
-        again = self._open(packet, now, _FIRST)
-        if again is not None:
-            again.opening = [packet, *opening]
-            if again.stream is not None:
-                again.stream.keep(opening)
-        return again
-
-    def _starts_anew(self, flow: Flow, packet: Packet, now: float, note: int) -> bool:
+    def _starts_anew(self, flow: Flow, packet: Packet, now: float) -> bool:
         """Whether the packet opens a new flow on a 5-tuple that has one; that one then ends."""
         if flow.proto == TCP:
             # What the kernel took over does not come up: if it does, the kernel's connection is a new one.
@@ -262,8 +203,6 @@ class Engine:
                 or flow.share is not Share.NONE
                 or (bool(flow.verdict.action) and packet.seq != flow.isn)
             )
-            if note >= _FIRST and not anew:
-                anew = flow.closing or not _is_of(flow, packet, now, note)
         else:
             # A blocked query does not take the next one on its socket along: each is judged by itself.
             anew = (
@@ -276,10 +215,10 @@ class Engine:
             self._end(flow, now, EndReason.REPLACED)
         return anew
 
-    def _open(self, packet: Packet, now: float, note: int) -> Flow | None:
+    def _open(self, packet: Packet, now: float) -> Flow | None:
         if self.table.full:
             return None
-        key = reverse_key(packet.key) if note == _FIRST_BACK else packet.key
+        key = packet.key
         size = (len(key) - 7) >> 1
         client = self.hosts.acquire(key[3 : 3 + size], key[0] << 8 | key[1])
         server = self.hosts.acquire(key[3 + size : 3 + 2 * size], client.vlan)
@@ -288,9 +227,7 @@ class Engine:
         flow.epoch = self.epoch
         flow.blacklisted = client.blacklisted or server.blacklisted
         flow.operator = self.verdicts.orders.word_on_flow(key)
-        if note >= _FIRST and packet.flags & _SYN_ACK != SYN:
-            flow.infer_start(packet, note == _FIRST)
-        elif packet.proto == TCP and not packet.flags & SYN:
+        if packet.proto == TCP and not packet.flags & SYN:
             self.counters.midstream += 1
             if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
                 flow.failures = (Failure.MIDSTREAM,)
@@ -377,10 +314,7 @@ class Engine:
         updates = flow.dpi is not None and (
             self.verdicts.scripts.wants(_UPDATED, flow.proto) or self.inspector.awaits_answer(flow)
         )
-        share = share_of(flow, awaits_updates=updates)
-        if share is Share.PASS and flow.opening is not None:  # it was perhaps not judged by its start
-            return _WATCH if flow.share is _WATCH else _NONE
-        return share
+        return share_of(flow, awaits_updates=updates)
 
     def _share_changes(self, flow: Flow) -> None:
         """The action of a flow that the kernel has a share in changed: tell it."""
@@ -395,32 +329,12 @@ class Engine:
         if share is _WATCH:
             if flow.share is _WATCH:
                 return _NONE
-            if flow.opening is not None:
-                flow.opening = ()
-        elif share is not _NONE:
-            flow.opening = None
-            if flow.looking:
-                self.inspector.let_go(flow)
+        elif share is not _NONE and flow.looking:
+            self.inspector.let_go(flow)
         if share is not flow.share:
             flow.share = share
             flow.accounted = self._readings  # the reading under way may have been past it
         return share
-
-    def passed_in_silence(
-        self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float
-    ) -> None:
-        """A connection has ended of which the kernel passed all there was: its start. See `account`."""
-        self.counters.silent_flows += 1
-        if self.table.get(key) is not None:
-            return
-        flow = self._open(syn_of(key), self.now, 0)
-        if flow is None:
-            self.counters.table_full += 1
-            return
-        flow.first_seen = flow.last_seen = last
-        flow.infer_silence(sent[0], received[0])
-        account(flow, key, sent, received, last)
-        self._end(flow, self.now, EndReason.IDLE)
 
     def begin_reading(self) -> None:
         """A reading of all the kernel's counters begins; see `account` and `end_reading`."""
@@ -522,13 +436,3 @@ class Engine:
         self.advance(now)
         for flow in self.table:
             self._end(flow, self.now, EndReason.SHUTDOWN)
-
-
-def _is_of(flow: Flow, packet: Packet, now: float, note: int) -> bool:
-    """Whether a connection's first packet is of this flow: a part of it was here, or its SYN (one of two)."""
-    if note == _FIRST_BACK:
-        return packet.acknowledged() == flow.isn + 1 & _SEQ
-    ahead = packet.seq - flow.isn - 1 & _SEQ
-    if flow.opening is None:
-        return flow.handshake is Handshake.SYN and ahead == 0
-    return ahead < _LARGEST and now - flow.last_seen < _AT_ONCE

@@ -128,7 +128,6 @@ class Flow:
         "match_length",
         "match_payload",
         "next_tick",
-        "opening",
         "operator",
         "packets_rcvd",
         "packets_sent",
@@ -183,9 +182,6 @@ class Flow:
         self.closing = False
         """A FIN or RST was seen."""
         self.isn = first.seq
-        self.opening: list[Packet] | tuple[()] | None = None
-        """The client's first segments, while one before them may still come: its SYN passed unseen. None once
-        it is sure where the client began; () if it was judged without that being sure."""
         self.tcp_flags = 0
         """All flags seen, both directions, or-ed."""
         self.stream: Stream | None = Stream() if proto == TCP else None
@@ -317,29 +313,6 @@ class Flow:
                 self.handshake = _ANSWERED
         elif self.handshake is _ANSWERED and from_client and flags & ~PSH == ACK:
             self.handshake = _DONE
-
-    def infer_start(self, packet: Packet, from_client: bool) -> None:
-        """This is the first packet after a SYN (and what answered it) that a kernel passed unseen."""
-        self.handshake = _OPENED
-        self.tcp_flags = SYN
-        self.packets_sent = 1
-        self.bytes_sent = packet.l4 + _TCP_HEADER  # at least; the kernel's counters will say it
-        if from_client:
-            start = packet.seq
-            self.opening = []
-        else:
-            start = packet.acknowledged()
-            if self.stream is not None:
-                self.stream.expect(start)
-        self.isn = (start - 1) & 0xFFFFFFFF
-
-    def infer_silence(self, sent: int, received: int) -> None:
-        """So many packets are all there was, none with data: how far did the handshake come?"""
-        self.tcp_flags = SYN
-        self.handshake = _OPENED
-        if received:
-            self.tcp_flags |= _SYN_ACK
-            self.handshake = _DONE if sent > 1 else _ANSWERED
 
     def infer_handshake(self, packet: Packet, from_client: bool) -> None:
         """A segment with ACK shows that the parts of the handshake came which a kernel passed unseen."""

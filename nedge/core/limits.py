@@ -41,10 +41,6 @@ class Counters:
     script_timeouts: int = 0
     scripts_aside: int = 0
     midstream: int = 0
-    silent_flows: int = 0
-    """Connections that ended and had brought nothing but their start."""
-    early_segments: int = 0
-    """Dropped, as they came before what a connection was judged by."""
     unclassified: int = 0
     alerts: int = 0
     quarantines: int = 0

@@ -31,7 +31,6 @@ HEAD_LENGTH = 3
 """Bytes of VLAN and L4 protocol in front of a flow key."""
 
 _tcp_fields = Struct("!4xI4xBB").unpack_from  # sequence number, data offset, flags
-_acknowledgement_field = Struct("!8xI").unpack_from
 _ip4_tcp_fields = Struct("!2xHxxH16xI4xBB").unpack_from  # length, fragment bits, and these
 _IP4_TCP_SIZE = 40  # of both headers, without options
 
@@ -102,11 +101,6 @@ class Packet:
         """What was captured of the payload."""
         return self.data[self.payload :]
 
-    def acknowledged(self) -> int:
-        """Of a TCP segment with ACK and without a flaw in its header: the number it acknowledges up to."""
-        number: int = _acknowledgement_field(self.data, self.l4)[0]
-        return number
-
 
 def _parts_reversed(address: int) -> Callable[[bytes], tuple[bytes, ...]]:
     """Takes the parts of a key with addresses of so many bytes, in the order of the other direction."""
@@ -128,20 +122,6 @@ _reversed_parts = {HEAD_LENGTH + 2 * size + 4: _parts_reversed(size) for size in
 def reverse_key(key: bytes) -> bytes:
     """The key of the same flow's other direction."""
     return b"".join(_reversed_parts[len(key)](key))
-
-
-def syn_of(key: bytes) -> Packet:
-    """The SYN that opens a connection of which no more is known than its key."""
-    packet = Packet()
-    packet.data = b""
-    packet.key = key
-    packet.proto = TCP
-    packet.ip_length = packet.payload_length = packet.seq = 0
-    packet.l4 = packet.payload = 0
-    packet.flags = SYN
-    packet.tunnelled = False
-    packet.flaw = None
-    return packet
 
 
 def decode(

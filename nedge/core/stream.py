@@ -45,7 +45,7 @@ class Stream:
         expected = self._next[from_client]
         if expected < 0:
             self._next[from_client] = (packet.seq + length + (1 if packet.flags & SYN else 0)) & _MASK
-            return (packet,) if self._held is None else (packet, *self._release(from_client))
+            return (packet,)
         if not length or packet.flags & SYN:
             return (packet,)
         ahead = (packet.seq - expected) & _MASK
@@ -61,14 +61,6 @@ class Stream:
             if self._held is not None:
                 return (packet, *self._release(from_client))
         return (packet,)
-
-    def expect(self, seq: int) -> None:
-        """The client's first byte has this number."""
-        self._next[1] = seq
-
-    def keep(self, segments: list[Packet]) -> None:
-        """Segments of the client that came before its first byte did. Before any `order`."""
-        self._held = ([], segments)
 
     @property
     def disorder(self) -> Disorder:

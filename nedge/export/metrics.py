@@ -28,7 +28,6 @@ _COUNTERS = {
     "bytes": ("nedge_bytes", "Bytes of these packets."),
     "dropped_packets": ("nedge_dropped_packets", "Packets dropped in user space."),
     "flows": ("nedge_flows", "Flows that began."),
-    "silent_flows": ("nedge_silent_flows", "Flows that ended and had brought nothing but their start."),
     "alerts": ("nedge_alerts", "Alerts that scripts raised."),
     "quarantines": ("nedge_quarantines", "Hosts that were put in quarantine."),
 }
@@ -72,8 +71,6 @@ _FAILURES = {
     "dpi_errors": "dpi_error",
     "engine_errors": "engine_error",
     "conntrack_events_lost": "conntrack_events_lost",
-    "silent_unrecorded": "silent_unrecorded",
-    "early_segments": "early_segment",
 }
 """Figure of a worker -> cause, as the configuration calls it."""
 _QUEUE = {"queue_full": "full", "queue_lost": "not_read"}

@@ -4,9 +4,6 @@ Ends come as events, with the final counters. The kernel lets go of connections 
 then, up to a minute late; walking its table makes it do so, so it is asked every few seconds for connections
 that do not exist. Live counters are read every half minute, in parts, between packets.
 
-The end of a connection that brought nothing but its start, which the kernel let pass, is the first that is
-heard of it; so many of these come in a flood that only some are recorded.
-
 A reading also meets connections that are no flow here: a worker or a gateway that died left them decided in
 the kernel. Where an operator's order is about such a connection, and contradicts what was decided, it loses
 its mark: it comes up again and is judged by the order.
@@ -17,7 +14,6 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Callable
-from zlib import crc32
 
 from nedge.core.engine import Engine
 from nedge.core.flow import Share
@@ -31,8 +27,6 @@ from nedge.kernel.ctnetlink import Connection
 EVICTION_SECONDS = 5.0
 READING_SECONDS = 30.0
 LAST_READING_SECONDS = 2.0
-SILENT_PER_TICK = 500
-"""Silent connections that are recorded between two ticks. Each takes as long as a flow with packets."""
 SILENCE = CLOSED_SECONDS
 """Seconds without a packet before the kernel gives up the connection that it keeps shortest."""
 
@@ -41,20 +35,9 @@ class Accounting:
     """Drives one conntrack handle for one engine; the worker's loop calls it."""
 
     def __init__(
-        self,
-        engine: Engine,
-        conntrack: Conntrack,
-        marks: Marks,
-        clock: Callable[[], float],
-        part: tuple[int, int] = (0, 1),
+        self, engine: Engine, conntrack: Conntrack, marks: Marks, clock: Callable[[], float]
     ) -> None:
-        """`clock`: epoch seconds, as the engine is told them.
-
-        `part`: which worker this is, of how many: each records its part of the silent connections.
-        """
-        self._number, self._count = part
-        self._recorded = 0
-        self.silent_unrecorded = 0
+        """`clock`: epoch seconds, as the engine is told them."""
         self._clock = clock
         self._engine = engine
         self._conntrack = conntrack
@@ -79,7 +62,6 @@ class Accounting:
     def tick(self) -> None:
         """Start what is due; to be called about every second."""
         now = time.monotonic()
-        self._recorded = 0
         if self._conntrack.dumping:
             return
         if now >= self._next_reading:
@@ -88,7 +70,8 @@ class Accounting:
             self._begin()
         elif now >= self._next_eviction and self._engine.table.count:
             self._next_eviction = now + EVICTION_SECONDS
-            self._conntrack.start_dump(self._marks.nobody, self._marks.mask)
+            # A generation without a share is never set.
+            self._conntrack.start_dump(self._marks.mask & ~self._marks.share_mask, self._marks.mask)
 
     def finish(self) -> None:
         """One last reading, so that the records of flows which end now are true."""
@@ -133,27 +116,11 @@ class Accounting:
 
     def _take(self, connections: list[Connection]) -> None:
         now = self._clock()
-        ours, started = self._marks.mask, self._marks.started
         for key, mark, packets, size, packets_back, size_back, gone in connections:
             last = now - (SILENCE if gone else 0)
-            if gone and mark & ours == started:
-                # One packet back is a refusal: the kernel forgets such a connection before the RST comes up.
-                if packets_back != 1:
-                    self._record(key, (packets, size), (packets_back, size_back), last)
-                continue
             self._engine.account(key, (packets, size), (packets_back, size_back), last, gone=gone)
             if self._recalling and not gone and self._contradicted(key, mark):
                 self._conntrack.set_mark(key, 0, self._marks.mask)
-
-    def _record(self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float) -> None:
-        """A connection ended, of which nothing came up. Every worker hears of it; one records it."""
-        if crc32(key) % self._count != self._number:
-            return
-        if self._recorded >= SILENT_PER_TICK:
-            self.silent_unrecorded += 1
-            return
-        self._recorded += 1
-        self._engine.passed_in_silence(key, sent, received, last)
 
     def _contradicted(self, key: bytes, mark: int) -> bool:
         """Whether a connection that is no flow here is decided otherwise than orders have it."""

@@ -70,7 +70,7 @@ class Desk:
         self.let_go: Callable[[str], bool] = lambda target: False  # noqa: ARG005
         """Have the kernel let a host out of quarantine, or all of a network. Says whether any was in."""
         self.orders_changed: Callable[[], None] = lambda: None
-        """Told after orders have come or gone."""
+        """Told after orders on hosts or networks have come or gone."""
         self.totals: Callable[[], Message] = supervisor.totals
         """All counters that there are; the workers' alone, unless told otherwise."""
         self._supervisor = supervisor
@@ -238,9 +238,10 @@ class Desk:
         warning = self._orders.store()
         told = order_message(order)
         log.info("order_given", **told)
-        if order.word is Operator.UNBLOCK and order.kind in (Target.HOST, Target.NETWORK):
-            self.let_go(order.target)
-        self.orders_changed()
+        if order.kind in (Target.HOST, Target.NETWORK):
+            if order.word is Operator.UNBLOCK:
+                self.let_go(order.target)
+            self.orders_changed()
 
         def obeyed(question: Question) -> None:
             client.done({"order": told} | _changed(question, warning))
@@ -277,7 +278,8 @@ class Desk:
         warning = self._orders.store()
         told = order_message(order)
         log.info("order_forgotten", **told | {"forgotten_by": str(client.peer)})
-        self.orders_changed()
+        if order.kind in (Target.HOST, Target.NETWORK):
+            self.orders_changed()
 
         def obeyed(question: Question) -> None:
             client.done({"order": told} | _changed(question, warning))

@@ -74,12 +74,11 @@ class Keeper:
         listed: NetworkSet | None = None,
         *,
         rejecting: bool = False,
-        starts: bool = False,
     ) -> None:
         """Put the rules in, in place of those there are, without a gap. Raises KernelError.
 
         exempt: networks that are never cut; None: no host is put in quarantine, or listed.
-        rejecting, starts: see `RuleSet`.
+        rejecting: see `RuleSet`.
         listed: networks that are cut; the first are in force on return, newer ones within seconds.
         """
         if listed is not None:
@@ -93,7 +92,7 @@ class Keeper:
             self.quarantine.allow(exempt)
         quarantine = None if exempt is None else self.quarantine
         cuts = cut_rules(quarantine, None if listed is None else self.listed)
-        self.rules = replace(self.rules, marks=marks, rejecting=rejecting, starts=starts, cuts=cuts)
+        self.rules = replace(self.rules, marks=marks, rejecting=rejecting, cuts=cuts)
         if self._state.get(FRAMES) is None or not self.frames.installed():
             self.frames.install(self._state)
         self._install_rules()
@@ -109,7 +108,6 @@ class Keeper:
         marks: Marks | None,
         exempt: Callable[[], Sequence[str | Range] | None],
         listed: Callable[[], NetworkSet | None],
-        starts: Callable[[], bool],
         *,
         rejecting: bool = False,
         then: Callable[[], None] = lambda: None,
@@ -120,7 +118,7 @@ class Keeper:
         """
 
         def step() -> None:
-            self.enforce(marks, exempt(), listed(), rejecting=rejecting, starts=starts())
+            self.enforce(marks, exempt(), listed(), rejecting=rejecting)
             then()
 
         self._unfinished = step
@@ -142,14 +140,11 @@ class Keeper:
         else:
             self.listed.take(networks)
 
-    def obey(self, exempt: Sequence[str | Range] | None, *, starts: bool) -> None:
-        """From now on these are never cut, and no others; for `starts` see `RuleSet`."""
+    def spare(self, exempt: Sequence[str | Range] | None) -> None:
+        """From now on these are never cut, and no others."""
         if self.quarantine is not None and exempt is not None:
             quarantine = self.quarantine
             self._try(lambda: quarantine.allow(exempt))
-        if starts != self.rules.starts:
-            self.rules = replace(self.rules, starts=starts)
-            self._try(self._install_rules)  # should it fail, `check` finds rules that are not these
 
     def _install_rules(self) -> None:
         self._installs += 1

@@ -6,6 +6,7 @@ none crosses a bridge of ours without having met the rules.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -89,7 +90,7 @@ def run(config: Config, parts: Parts) -> int:
 def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     """Every step leaves in `undo` what takes it back; the last is taken back first."""
     gateway = config.gateway
-    fail_open = gateway.fails_open
+    fail_open = gateway.fail == "open" or gateway.mode == "monitor"  # who only watches never cuts traffic
     signals = undo.enter_context(stop_signals())
     manager = Notifier()
     undo.callback(manager.close)
@@ -112,7 +113,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
 
         undo.push(leave)
 
-    count = gateway.worker_count
+    count = gateway.workers or os.cpu_count() or 1
     marks = None
     if gateway.offload:
         marks = adopt_marks(gateway.mark_mask, state)
@@ -170,13 +171,7 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
     put_back(keeper.release)
     # In place of what a crash left, without a gap.
     spared = exempt(config, parts, orders.book)
-    keeper.enforce(
-        marks,
-        spared,
-        listed(config, parts),
-        rejecting=config.rejects,
-        starts=passes_starts(config, orders.book),
-    )
+    keeper.enforce(marks, spared, listed(config, parts), rejecting=config.rejects)
     taken = lambda: int(supervisor.totals().get("queue_taken", 0))  # noqa: E731
     unjudged = Unjudged(keeper.sent, taken, range(gateway.queue, gateway.queue + count))
     unjudged.look()
@@ -255,7 +250,6 @@ def _run(config: Config, parts: Parts, undo: ExitStack) -> None:
                 marks,
                 partial(exempt, config, parts, orders.book),
                 partial(listed, config, parts),
-                partial(passes_starts, config, orders.book),
                 rejecting=config.rejects,
                 # Generations go round: marks of old ones must not come alive again.
                 then=partial(clear_marks, marks, but=marks.generation) if marks else lambda: None,
@@ -304,14 +298,8 @@ def exempt(config: Config, parts: Parts, orders: OrderBook) -> list[str | Range]
 
 
 def spare(keeper: Keeper, desk: Desk, parts: Parts, orders: OrderBook) -> None:
-    """Orders have changed: who is unblocked is not cut off, and who is blocked gets no SYN through."""
-    keeper.obey(exempt(desk.config, parts, orders), starts=passes_starts(desk.config, orders))
-
-
-def passes_starts(config: Config, orders: OrderBook) -> bool:
-    """Whether the kernel passes SYNs by itself: not while one could be of a host or flow that is blocked."""
-    blocks = (one.word is Operator.BLOCK and one.kind is not Kind.DOMAIN for one in orders)
-    return config.passes_starts and not any(blocks)
+    """Orders have changed: who is unblocked is not cut off."""
+    keeper.spare(exempt(desk.config, parts, orders))
 
 
 def listed(config: Config, parts: Parts) -> NetworkSet | None:
@@ -400,7 +388,7 @@ def check(config: Config) -> None:
         queue=gateway.queue,
         mark_mask=mask,
         max_flows=config.limits.max_flows,
-        workers=gateway.worker_count,
+        workers=gateway.workers or os.cpu_count() or 1,
     )
     for problem in problems:
         if not problem.fatal:

@@ -17,12 +17,12 @@ RATE_SECONDS = 5.0
 RATES = ("packets", "flows", "bytes", "dropped_packets")
 QUEUE = ("queue_waiting", "queue_full", "queue_lost")
 LOSSES = (
-    "queue_full", "queue_overloads", "queue_lost", "unjudged_packets", "conntrack_events_lost",
-    "silent_unrecorded", "events_lost", "history_lost",
+    "queue_full", "queue_overloads", "queue_lost", "unjudged_packets", "conntrack_events_lost", "events_lost",
+    "history_lost",
 )  # fmt: skip
 FAILURES = (
-    "midstream", "early_segments", "unclassified", "fragments", "table_full", "script_errors",
-    "script_timeouts", "scripts_aside", "dpi_errors", "engine_errors", "rejects_failed", "rejects_limited",
+    "midstream", "unclassified", "fragments", "table_full", "script_errors", "script_timeouts",
+    "scripts_aside", "dpi_errors", "engine_errors", "rejects_failed", "rejects_limited",
     "conntrack_dumps_failed", "worker_restarts", "exporter_restarts", "rules_restored",
     "bridge_restored", "restore_failures",
     "eve_failures", "history_failures", "metrics_failures", "metrics_refused", "list_job_failures",

@@ -73,7 +73,6 @@ def work(
             rejector=rejector,
             vlan_mask=gateway.vlan_mask if gateway.vlans else 0,
             latency=latency,
-            part=(number, gateway.worker_count),
         )
 
         def measures() -> dict[str, Any]:

@@ -71,7 +71,6 @@ class Worker:
         rejector: Rejector | None = None,
         vlan_mask: int = 0,
         latency: Latency | None = None,
-        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Bind the queue. Raises KernelError if it is taken.
 
@@ -81,7 +80,6 @@ class Worker:
         rejector: tells the ends of rejected packets; without, these are only dropped.
         vlan_mask: the bits of a packet's mark that hold its VLAN; 0: all count as untagged.
         latency: counts the time of each verdict.
-        part: which of how many workers this is, from 0 on.
         """
         self._rejector = rejector
         self.engine = engine
@@ -127,19 +125,19 @@ class Worker:
             fail_open=fail_open,
             on_error=self._engine_failed,
             mark_mask=marks.mask if marks else 0,
-            note_mask=marks.note_mask if marks else 0,
+            untracked_mark=marks.untracked if marks else 0,
             gso=gso,
             reject=rejector,
             vlan_mask=vlan_mask,
         )
         self.watch(self.queue.fileno(), self.queue.drain)
         if marks:
-            self._hand_over(marks, part)
+            self._hand_over(marks)
 
-    def _hand_over(self, marks: Marks, part: tuple[int, int]) -> None:
+    def _hand_over(self, marks: Marks) -> None:
         """Let the kernel take over decided flows, and keep account of them."""
         self._conntrack = conntrack = Conntrack()
-        self._accounting = Accounting(self.engine, conntrack, marks, self.clock, part)
+        self._accounting = Accounting(self.engine, conntrack, marks, self.clock)
         accounting = self._accounting
         self.watch(conntrack.fileno(), lambda: self._guarded(lambda _now: accounting.ends_arrived()))
         self.watch(conntrack.dump_fileno, lambda: self._guarded(lambda _now: accounting.dump_arrived()))
@@ -187,14 +185,14 @@ class Worker:
         engine, packet, clock = self.engine, self.engine.packet, self.clock
         if self._marks is None:
             if self.mode == "monitor":
-                return lambda data, mac, vlan, _note: packet(data, clock(), vlan, mac) and 0
-            return lambda data, mac, vlan, _note: packet(data, clock(), vlan, mac)
+                return lambda data, mac, vlan, _tracked: packet(data, clock(), vlan, mac) and 0
+            return lambda data, mac, vlan, _tracked: packet(data, clock(), vlan, mac)
 
         values = self._values
         monitor = self.mode == "monitor"
 
-        def judge(data: bytes, mac: bytes, vlan: int, note: int) -> int:
-            action = packet(data, clock(), vlan, mac, note=note)
+        def judge(data: bytes, mac: bytes, vlan: int, tracked: bool) -> int:
+            action = packet(data, clock(), vlan, mac, tracked=tracked)
             return values[engine.share] or (0 if monitor else action)
 
         return judge
@@ -313,8 +311,6 @@ class Worker:
         if self._conntrack:
             beat["conntrack_events_lost"] = self._conntrack.lost_events
             beat["conntrack_dumps_failed"] = self._conntrack.failed_dumps
-        if self._accounting:
-            beat["silent_unrecorded"] = self._accounting.silent_unrecorded
         if self._rejector:
             beat |= self._rejector.figures()
         if self._orientation:

@@ -3,7 +3,7 @@
 Only what is needed is touched: iptables is switched on for this one bridge (not, by sysctl, for every
 bridge of the machine), frames inside a VLAN or PPPoE are made to meet the rules too (a firewall that a tag
 gets round would be none; the kernel looks behind one tag: frames with two pass without being judged), and
-connection tracking is told to count, and to forget closed and unanswered connections soon.
+connection tracking is told to count and to forget closed connections soon.
 
 A bridge that the gateway makes is as good as a cable:
 
@@ -37,8 +37,6 @@ _NEW_BRIDGE = {
 _FILTERED = {"br_nf_call_iptables": 1, "br_nf_call_ip6tables": 1}
 CLOSED_SECONDS = 8
 """How long connection tracking remembers a closed connection."""
-UNANSWERED_SECONDS = 20
-"""How long it waits for the answer to a SYN, or for another SYN (clients send up to six, 1 to 16 s apart)."""
 SYSCTLS = {
     "net/bridge/bridge-nf-filter-vlan-tagged": "1",
     "net/bridge/bridge-nf-filter-pppoe-tagged": "1",
@@ -46,8 +44,6 @@ SYSCTLS = {
     "net/netfilter/nf_conntrack_acct": "1",
     "net/netfilter/nf_conntrack_tcp_timeout_time_wait": str(CLOSED_SECONDS),
     "net/netfilter/nf_conntrack_tcp_timeout_close": str(CLOSED_SECONDS),
-    # Likewise of those that nobody answers: their SYNs may have passed without a word to us.
-    "net/netfilter/nf_conntrack_tcp_timeout_syn_sent": str(UNANSWERED_SECONDS),
 }
 
 

@@ -212,16 +212,13 @@ class Conntrack:
         return self._dumping
 
     def clear_marks(self, marks: Marks, *, but: int | None = None) -> int:
-        """Take our bits off every connection that has any set; says how many. Blocks.
+        """Take our bits off every connection that has a share in them; says how many. Blocks.
 
-        `but`: leave alone the connections of this generation, and those that have no share in their bits.
+        `but`: leave the connections of this generation alone.
         """
         cleared = 0
         one_bit = Share.PASS << marks.shift  # PASS and WATCH have it
-        dumps = [(one_bit, one_bit), (Share.DROP << marks.shift, marks.share_mask)]
-        if but is None and marks.knows_starts:
-            dumps += [(marks.started, marks.mask), (marks.unsure, marks.mask)]
-        for mark, mask in dumps:
+        for mark, mask in ((one_bit, one_bit), (Share.DROP << marks.shift, marks.share_mask)):
             self.start_dump(mark, mask)
             found: list[Connection] = []
             while self._dumping and select.select([self._arrived], [], [], 2 * _DUMP_SECONDS)[0]:

@@ -25,10 +25,10 @@ from netfilterqueue import NetfilterQueue, Packet
 
 from nedge.kernel.errors import KernelError
 
-Judge = Callable[[bytes, bytes, int, int], int]
-"""(packet from its IP header on, source MAC or b"", VLAN or 0, what the kernel notes of it) -> 0 to accept;
-above MAX_ACTION: a mark to set on the packet, which then meets the rules again; REJECT to drop and tell its
-ends; else to drop."""
+Judge = Callable[[bytes, bytes, int, bool], int]
+"""(packet from its IP header on, source MAC or b"", VLAN or 0, whether it is of a known connection) -> 0 to
+accept; above MAX_ACTION: a mark to set on the packet, which then meets the rules again; REJECT to drop and
+tell its ends; else to drop."""
 
 Reject = Callable[[bytes, bytes, int, int, int], None]
 """(packet, source MAC, VLAN, index of the port it came by, of that it would leave by): tells its ends."""
@@ -106,7 +106,7 @@ class PacketQueue:
         fail_open: bool,
         on_error: Callable[[BaseException], None],
         mark_mask: int = 0,
-        note_mask: int = 0,
+        untracked_mark: int = 0,
         gso: bool = False,
         reject: Reject | None = None,
         vlan_mask: int = 0,
@@ -116,13 +116,13 @@ class PacketQueue:
         fail_open: accept what comes while the queue is full (in the kernel), and what the judge fails on.
         on_error: told of each exception out of the judge, after the packet got its verdict.
         mark_mask: the bits of a packet's mark that the judge's marks replace.
-        note_mask: those of them that hold a note; 0: none do.
+        untracked_mark: the one of them that says that a packet is of no connection; 0: nothing does.
         gso: take large segmented packets whole; without, the kernel cuts each to MTU size first.
         reject: called for packets that the judge rejects; without, they are just dropped.
         vlan_mask: the bits of a packet's mark that hold its VLAN; 0: all count as untagged.
         """
         self._vlan_mask = vlan_mask
-        self._note_mask = note_mask
+        self._untracked_mark = untracked_mark
         self._reject = reject
         self.observer: Callable[[bytes, int], None] | None = None
         """Shown every packet, and the index of the port it came by, while there is one."""
@@ -202,9 +202,9 @@ class PacketQueue:
         """The hot path. Packets stay in order: a verdict that differs sends the ones before it first."""
         judge, on_failure, on_error = self._judge, _ACCEPT if self._fail_open else _DROP, self._on_error
         other_bits, reject = self._other_bits, self._reject
-        vlan_mask, note_mask = self._vlan_mask, self._note_mask
-        marked = vlan_mask | note_mask
-        shift, note_shift = _shift(vlan_mask), _shift(note_mask)
+        vlan_mask, untracked = self._vlan_mask, self._untracked_mark
+        marked = vlan_mask | untracked
+        shift = (vlan_mask & -vlan_mask).bit_length() - 1 if vlan_mask else 0
 
         def handle(packet: Packet) -> None:
             error: BaseException | None = None
@@ -215,7 +215,7 @@ class PacketQueue:
                 mac = source[:6] if source else b""
                 bits = packet.get_mark() if marked else 0
                 vlan = (bits & vlan_mask) >> shift
-                answer = judge(packet.get_payload(), mac, vlan, (bits & note_mask) >> note_shift)
+                answer = judge(packet.get_payload(), mac, vlan, not bits & untracked)
                 if self.observer is not None:
                     self.observer(packet.get_payload(), packet.physindev)
                 if answer > MAX_ACTION:
@@ -294,10 +294,6 @@ def _verdict_message(number: int, *, marking: bool = False) -> bytearray:
         body += struct.pack("=HH", 8, _NFQA_MARK) + bytes(4)
     head = struct.pack("=IHHII", 16 + len(body), _NFQNL_MSG_VERDICT_BATCH, _NLM_F_REQUEST, 0, 0)
     return bytearray(head + body)
-
-
-def _shift(mask: int) -> int:
-    return (mask & -mask).bit_length() - 1 if mask else 0
 
 
 def _busy(other: QueueStats) -> KernelError:

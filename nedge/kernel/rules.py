@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nedge.core.flow import Share
-from nedge.core.marks import Marks, Note
+from nedge.core.marks import Marks
 from nedge.kernel import nft
 from nedge.kernel.errors import KernelError
 from nedge.kernel.state import State
@@ -62,8 +62,6 @@ class RuleSet:
     rejecting: bool = False
     """Ends of blocked flows are told, for which their MAC addresses must be known: so the server's first
     packet comes up."""
-    starts: bool = False
-    """A SYN without data passes: its connection is judged when that brings more."""
     cuts: Mapping[Family, Sequence[str]] = field(default_factory=dict)
     """Rules that cut hosts off; they come before all that lets packets pass."""
     state: State | None = None
@@ -93,23 +91,17 @@ class RuleSet:
                 for kind in _NEIGHBOUR_DISCOVERY
             ]
         rules += self.cuts.get(family, ())
+        if self.marks:
+            rules += _mark_rules(self.marks, family, rejecting=self.rejecting)
         last = self.queue + self.queues - 1
         numbers = f"--queue-balance {self.queue}:{last}" if self.queues > 1 else f"--queue-num {self.queue}"
         target = f"-j NFQUEUE {numbers}{' --queue-bypass' if self.bypass else ''}"
-        between = [
-            f"-m physdev --physdev-is-bridged --physdev-in {source} --physdev-out {sink}"
-            for lan in self.lan
-            for wan in self.wan
-            for source, sink in ((lan, wan), (wan, lan))
+        pairs = [pair for lan in self.lan for wan in self.wan for pair in ((lan, wan), (wan, lan))]
+        rules += [
+            f"-m physdev --physdev-is-bridged --physdev-in {source} --physdev-out {sink} {target}"
+            for source, sink in pairs
         ]
-        if self.marks:
-            rules += _obey(self.marks, family)
-            if self.marks.knows_starts:
-                rules += _starts(self.marks, family, target, between if self.starts else [])
-            rules += _pass_bare(family, rejecting=self.rejecting)
-            if self.marks.knows_starts:
-                rules += _note_first(self.marks)
-        return rules + [f"{ports} {target}" for ports in between]
+        return rules
 
     def render(self, family: Family, leftovers: Iterable[str] = ()) -> str:
         """The transaction that puts the rules in. `leftovers`: jump rules (`-A …`) to take out with it."""
@@ -172,79 +164,35 @@ class RuleSet:
 
 
 def _note_untracked(marks: Marks) -> str:
-    return f" -m mark --mark 0x0/{marks.mask:#x} {_set_mark(marks, marks.note(Note.UNTRACKED))}"
+    return f" -m mark --mark 0x0/{marks.mask:#x} -j MARK --set-xmark {marks.untracked:#x}/{marks.mask:#x}"
 
 
-def _set_mark(marks: Marks, value: int) -> str:
-    return f"-j MARK --set-xmark {value:#x}/{marks.mask:#x}"
-
-
-def _is(marks: Marks, value: int) -> str:
-    return f"-m connmark --mark {value:#x}/{marks.mask:#x}"
-
-
-def _become(marks: Marks, value: int) -> str:
-    return f"-j CONNMARK --set-xmark {value:#x}/{marks.mask:#x}"
-
-
-def _bare(family: Family, flags: str) -> str:
-    """A TCP segment with just these flags, and without payload."""
-    return f'-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK {flags} -m bpf --bytecode "{NO_PAYLOAD[family]}"'
-
-
-_REPLY = "-m conntrack --ctdir REPLY"
-
-
-def _obey(marks: Marks, family: Family) -> list[str]:
-    """Keep the mark of a judged packet, obey the marks of connections."""
+def _mark_rules(marks: Marks, family: Family, *, rejecting: bool) -> list[str]:
+    """What the kernel does by itself: keep the mark of a judged packet, obey the marks of connections."""
     ours, share = f"{marks.mask:#x}", f"{marks.share_mask:#x}"
-    watched = _is(marks, marks.value(Share.WATCH))
-    return [
+    passed, dropped, watched = (
+        f"-m connmark --mark {marks.value(share):#x}/{ours}"
+        for share in (Share.PASS, Share.DROP, Share.WATCH)
+    )
+    no_payload = f'-m bpf --bytecode "{NO_PAYLOAD[family]}"'
+    tcp = "-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK"
+    rules = [
         f"-m mark ! --mark 0x0/{share} -j CONNMARK --save-mark --nfmask {ours} --ctmask {ours}",
         # A packet that has been judged never meets the queue again, whether or not its connection could keep
         # the mark (an invalid packet has none).
         f"-m mark --mark {Share.DROP << marks.shift:#x}/{share} -j DROP",
         f"-m mark ! --mark 0x0/{share} -j RETURN",
-        f"{_is(marks, marks.value(Share.PASS))} -j RETURN",
-        f"{_is(marks, marks.value(Share.DROP))} -j DROP",
-        f"{watched} {_REPLY} -j RETURN",
-        f'-p tcp {watched} -m bpf --bytecode "{NO_PAYLOAD[family]}" -j RETURN',
+        f"{passed} -j RETURN",
+        f"{dropped} -j DROP",
+        f"{watched} -m conntrack --ctdir REPLY -j RETURN",
+        f"-p tcp {watched} {no_payload} -j RETURN",
+        # A bare ACK tells nothing; that the handshake is done, the first data tells as well.
+        f"{tcp} ACK {no_payload} -j RETURN",
     ]
-
-
-def _starts(marks: Marks, family: Family, target: str, between: list[str]) -> list[str]:
-    """Let SYNs pass `between` these ports. What a server acknowledges shows where its client's data began."""
-    started = _is(marks, marks.started)
-    syn = _bare(family, "SYN")
-    new = f"{syn} -m conntrack --ctstate NEW {_is(marks, 0)}"
-    rules = [f"{new} {ports} {_become(marks, marks.started)}" for ports in between]
-    if between:
-        rules.append(f"{syn} {started} -j RETURN")
-    return [*rules, f"{_bare(family, 'ACK')} {_is(marks, marks.unsure)} {_REPLY} {target}"]
-
-
-def _pass_bare(family: Family, *, rejecting: bool) -> list[str]:
-    """Let pass what tells nothing."""
-    # That the handshake is done, the first data tells as well.
-    rules = [f"{_bare(family, 'ACK')} -j RETURN"]
     if not rejecting:
         # The same goes for what answers a SYN. (A FIN must not pass: it would overtake the data before it.)
-        rules.append(f"{_bare(family, 'SYN,ACK')} {_REPLY} -j RETURN")
+        rules.append(f"{tcp} SYN,ACK -m conntrack --ctdir REPLY {no_payload} -j RETURN")
     return rules
-
-
-def _note_first(marks: Marks) -> list[str]:
-    """Note on the first packet to come up that its connection's start was seen, and which end it is from.
-
-    Where it is from the server, what that acknowledges stands in it.
-    """
-    started = _is(marks, marks.started)
-    return [
-        f"{started} {_REPLY} {_set_mark(marks, marks.note(Note.FIRST_BACK))}",
-        f"{started} {_REPLY} {_become(marks, 0)}",
-        f"{started} {_set_mark(marks, marks.note(Note.FIRST))}",
-        f"{started} {_become(marks, marks.unsure)}",
-    ]
 
 
 # Classic BPF that matches a TCP segment without payload; the packet starts at the IP header.

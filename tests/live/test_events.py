@@ -180,7 +180,7 @@ def test_history_and_metrics(lab: Lab, servers: ServerSet) -> None:
             family = re.sub("_(total|bucket|sum|count)$", "", name)
             assert re.search(rf"^# TYPE {family}(_total)? ", text, re.MULTILINE), name
         assert value("nedge_worker_up") == 2
-        until(lambda: value("nedge_judge_seconds_count") == value("nedge_packets_total") > 20)
+        until(lambda: value("nedge_judge_seconds_count") == value("nedge_packets_total") > 40)
         assert value("nedge_events_lost_total") == 0
         assert 0 < value("nedge_script_seconds_total") < 60
         gateway.stop()

@@ -13,7 +13,7 @@ from nedge.core.hosts import Directory
 from nedge.core.inspection import NameLists
 from nedge.core.limits import Limits
 from nedge.core.lists import DomainSet
-from nedge.core.marks import Marks, Note, is_mask
+from nedge.core.marks import Marks, is_mask
 from nedge.core.packet import reverse_key
 from nedge.core.verdict import Operator, Policy
 
@@ -215,7 +215,7 @@ def test_only_what_could_not_be_without_an_answer_shows_that_there_was_one(
 def test_what_belongs_to_no_connection_shows_nothing() -> None:
     rig, _ = offloading()
     rig.feed(c2s(b"", SYN, seq=99))
-    rig.engine.packet(HELLO, T0, note=Note.UNTRACKED)
+    rig.engine.packet(HELLO, T0, tracked=False)
     assert handshakes(rig) == (Handshake.SYN, 2, 0)
 
 

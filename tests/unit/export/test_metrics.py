@@ -421,7 +421,7 @@ def test_latency_counts_every_call() -> None:
     assert len(measures["counts"]) == len(BOUNDS) + 1
     slow = Latency()
 
-    def sleep(_data: bytes, _mac: bytes, _vlan: int, _note: int) -> int:
+    def sleep(_data: bytes, _mac: bytes, _vlan: int, _tracked: bool) -> int:
         time.sleep(0.12)
         return 1
 

@@ -31,20 +31,20 @@ def test_it_is_tried_again_until_it_is_done(
     done: list[Any] = []
     refused = [error, error]
 
-    def enforce(*what: Any, rejecting: bool, starts: bool) -> None:
+    def enforce(*what: Any, rejecting: bool) -> None:
         if refused:
             raise refused.pop()
-        done.append((*what, starts))
+        done.append(what)
 
     monkeypatch.setattr(keeper, "enforce", enforce)
     marks, exempt = Marks(0xF0000000, 3), ["192.0.2.1"]
     with capture_logs() as logs:
-        assert not keeper.renew(marks, lambda: exempt, NetworkSet, lambda: len(exempt) > 1)
+        assert not keeper.renew(marks, lambda: exempt, NetworkSet)
         exempt.append("192.0.2.2")  # who is unblocked meanwhile, is
         keeper.check()
         assert not done
         keeper.check()
-        assert done == [(marks, ["192.0.2.1", "192.0.2.2"], NetworkSet(), True)]
+        assert done == [(marks, ["192.0.2.1", "192.0.2.2"], NetworkSet())]
         keeper.check()
     assert len(done) == 1
     assert keeper.failures == keeper.figures()["restore_failures"] == 2
@@ -56,14 +56,14 @@ def test_the_next_reload_comes_in_place_of_one_that_failed(
 ) -> None:
     done: list[Any] = []
 
-    def enforce(marks: Marks, *_what: Any, rejecting: bool, starts: bool) -> None:
+    def enforce(marks: Marks, *_what: Any, rejecting: bool) -> None:
         if marks.generation == 1:
             raise KernelError("busy")
         done.append(marks.generation)
 
     monkeypatch.setattr(keeper, "enforce", enforce)
     with capture_logs():
-        assert not keeper.renew(Marks(0xF0000000, 1), list, NetworkSet, bool)
-        assert keeper.renew(Marks(0xF0000000, 2), list, NetworkSet, bool, then=lambda: done.append(-1))
+        assert not keeper.renew(Marks(0xF0000000, 1), list, NetworkSet)
+        assert keeper.renew(Marks(0xF0000000, 2), list, NetworkSet, then=lambda: done.append(-1))
         keeper.check()
     assert done == [2, -1]

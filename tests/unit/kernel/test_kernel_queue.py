@@ -87,7 +87,7 @@ class Bench:
         )
         self.number = 0
 
-    def judge(self, data: bytes, mac: bytes, vlan: int, note: int) -> int:
+    def judge(self, data: bytes, mac: bytes, vlan: int, tracked: bool) -> int:
         self.judged.append((data, mac))
         if data == b"raise":
             raise SystemExit("out of the judge")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nedge.core.flow import Share
-from nedge.core.marks import Marks, Note
+from nedge.core.marks import Marks
 from nedge.kernel import rules
 from nedge.kernel.errors import KernelError
 from nedge.kernel.probe import forward_policy
@@ -51,77 +50,17 @@ def test_a_syns_answer_comes_up_only_where_both_ends_have_to_be_told() -> None:
         for family in rules.FAMILIES:
             lines = rule_set(marks=Marks(), rejecting=rejecting).rules(family)
             passed = [line for line in lines if " SYN,ACK " in line.replace("SYN,FIN,RST,ACK", "")]
-            assert [line.endswith("-m conntrack --ctdir REPLY -j RETURN") for line in passed] == (
-                [True] * (not rejecting)
-            )
+            assert [line.split(" -m bpf ")[0] for line in passed] == [
+                "-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK SYN,ACK -m conntrack --ctdir REPLY"
+            ] * (not rejecting)
 
 
 def test_the_mark_of_what_is_untracked_tells_of_no_decision_and_stays_off_judged_packets() -> None:
     marks = Marks(0x00F00000, 2)
-    assert not marks.note(Note.UNTRACKED) & marks.share_mask
+    assert marks.untracked & marks.mask == marks.untracked
+    assert not marks.untracked & marks.share_mask
     (line,) = (line for line in rule_set(marks=marks).rules("ip") if "INVALID" in line)
     assert line.endswith("-m mark --mark 0x0/0xf00000 -j MARK --set-xmark 0x400000/0xf00000")
-
-
-def lines_with(lines: list[str], *parts: str) -> list[int]:
-    return [number for number, line in enumerate(lines) if all(part in line for part in parts)]
-
-
-@pytest.mark.parametrize("family", rules.FAMILIES)
-def test_a_syn_passes_between_our_ports_once_its_connection_is_marked(family: rules.Family) -> None:
-    marks = Marks()
-    lines = rule_set(marks=marks, starts=True).rules(family)
-    started = f"{marks.started:#x}/{marks.mask:#x}"
-    to_started = lines_with(lines, " SYN -m bpf", "--ctstate NEW", f"-j CONNMARK --set-xmark {started}")
-    assert [lines[number].count(f"--physdev-in {port}") for number in to_started for port in ("lan0", "wan0")]
-    assert len(to_started) == 2
-    (passed,) = lines_with(lines, " SYN -m bpf", f"--mark {started}", "-j RETURN")
-    assert passed == to_started[-1] + 1
-    noted = lines_with(lines, f"--mark {started}", "-j MARK")
-    assert noted
-    assert passed < min(noted)
-    assert max(lines_with(lines, f"--mark {started}")) < min(lines_with(lines, "--physdev-in", "NFQUEUE"))
-
-
-def test_without_that_what_started_before_is_noted_all_the_same() -> None:
-    with_starts, without = (rule_set(marks=Marks(), starts=starts).rules("ip") for starts in (True, False))
-    assert len(with_starts) == len(without) + 3
-    assert not lines_with(without, " SYN -m bpf", "-j RETURN")
-    assert lines_with(without, f"--mark {Marks().started:#x}", "-j MARK")
-
-
-def test_what_the_server_acknowledges_comes_up_until_it_is_sure_where_the_client_began() -> None:
-    lines = rule_set(marks=Marks(), starts=True).rules("ip")
-    (up,) = lines_with(lines, " ACK -m bpf", f"--mark {Marks().unsure:#x}/", "--ctdir REPLY", "-j NFQUEUE")
-    (passed,) = lines_with(lines, " ACK -m bpf", "-j RETURN")
-    assert up < passed
-
-
-def test_three_bits_are_too_few_to_know_of_starts() -> None:
-    marks = Marks(0x7000)
-    assert not marks.knows_starts
-    lines = rule_set(marks=marks, starts=True).rules("ip")
-    assert not lines_with(lines, " SYN -m bpf")
-    assert not lines_with(lines, "-j CONNMARK --set-xmark")
-
-
-@pytest.mark.parametrize("mask", [0xF0000000, 0x00F0, 0x1F00, 0xFF])
-def test_no_two_marks_are_the_same(mask: int) -> None:
-    for generation in range(4):
-        marks = Marks(mask, generation)
-        decided = {marks.value(share) for share in Share if share}
-        others = {0, marks.started, marks.unsure, marks.nobody}
-        assert len(decided) == 3
-        assert len(others) == 4
-        assert not decided & others
-        notes = [marks.note(note) for note in Note]
-        assert [(mark & marks.note_mask) // (marks.note_mask & -marks.note_mask) for mark in notes] == [
-            0,
-            1,
-            2,
-            3,
-        ]
-        assert not any(mark & marks.share_mask for mark in (*others, *notes))
 
 
 def test_fail_closed_has_no_bypass() -> None:
