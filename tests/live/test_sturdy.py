@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,38 @@ def rows(lab: Lab, directory: Path) -> int:
         lab, "history", "flows", "--json", "--limit", "1000", "--config", str(directory / "nedge.toml")
     )
     return len(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("days", [400, -400])
+def test_the_clock_is_set(
+    lab: Lab, servers: ServerSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """For all processes of the gateway, while a decided connection goes on."""
+    flag = tmp_path / "set"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "real = time.time\n"
+        f"time.time = lambda: real() + (86400 * {days} if os.path.exists({str(flag)!r}) else 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    with Gateway(lab, PORTS + "workers = 2\n" + EVENTS + BLOCKED) as gateway:
+        with kept(lab, "www.example") as connection:
+            assert connection.ask() == "answered"
+            before = set(gateway.workers())
+            flag.touch()
+            until(lambda: len(set(gateway.workers()) - before) == 2, 30)
+            until(lambda: len(gateway.logged("worker_ready")) == 4, 30)
+            assert connection.ask() == "answered"
+            for number in range(5):
+                assert https(lab, f"later{number}.example")
+            assert not https(lab, "blocked.example")
+        assert {log["why"] for log in gateway.logged("worker_restarted")} == {
+            f"the machine's clock was set by {86400 * days} s"
+        }
+        gateway.stop()
+        assert gateway.status == 0
+    now = datetime.now(UTC) + timedelta(days=days)
+    later = [event for event in gateway.events() if "later" in event["ndpi"]["hostname"]]
+    assert len(later) == 5
+    for event in later:
+        assert abs(datetime.fromisoformat(event["flow"]["start"]) - now) < timedelta(minutes=5)
