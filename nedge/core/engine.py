@@ -41,7 +41,7 @@ from nedge.core.watch import DnsWatch, parse_dns_query
 # Members of enumerations are slow to look up; these are asked for with every packet.
 _NONE, _WATCH, _UPDATED = Share.NONE, Share.WATCH, Hook.PROTOCOL_UPDATED
 _SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
-_DONE = Handshake.DONE
+_OPENED, _DONE = Handshake.SYN, Handshake.DONE
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
 MISSED_SECONDS = 60.0
@@ -153,9 +153,17 @@ class Engine:
             self._judge_anew(flow, now)
 
         from_client = key == flow.key
-        if not from_client and flags & _SYN_ACK == SYN and flow.may_turn_round:
-            flow.turn_round()
-            from_client = True
+        if flags & _SYN_ACK == SYN:
+            if not from_client and flow.may_turn_round:
+                flow.turn_round()
+                flow.isn = packet.seq
+                from_client = True
+            elif (
+                from_client
+                and flow.handshake is _OPENED
+                and (flow.isn - packet.seq & 0xFFFFFFFF) < 0x80000000
+            ):
+                flow.isn = packet.seq  # which of them the server takes, nobody knows
         if flags & ACK and flow.handshake is not _DONE and tracked and self.remark is not None:
             flow.infer_handshake(packet, from_client)
         flow.count(packet, from_client, now)

@@ -181,7 +181,8 @@ class Flow:
         self.tunnelled = first.tunnelled
         self.closing = False
         """A FIN or RST was seen."""
-        self.isn = first.seq
+        self.isn = first.seq if first.flags & _SYN_ACK == SYN else -1
+        """Number of the client's SYN, of several the lowest; -1 if none was seen."""
         self.tcp_flags = 0
         """All flags seen, both directions, or-ed."""
         self.stream: Stream | None = Stream() if proto == TCP else None

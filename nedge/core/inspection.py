@@ -15,7 +15,7 @@ from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
 from nedge.core.hooks import Hook
 from nedge.core.lists import DomainSet
-from nedge.core.packet import TCP, UDP, Packet
+from nedge.core.packet import SYN, TCP, UDP, Packet
 from nedge.core.stream import Stream
 from nedge.core.verdict import Failure
 from nedge.core.watch import REQUEST_START, DnsWatch, HttpWatch, Request
@@ -27,6 +27,7 @@ CATEGORY_MINING, CATEGORY_MALWARE, CATEGORY_ADVERTISEMENT = 99, 100, 101
 """nDPI's custom categories, which name lists set."""
 
 _DNS_PORT = b"\x00\x35"
+_HALF = 0x80000000  # of all sequence numbers
 _TLS_HANDSHAKE, _SERVER_HELLO = 22, 2  # RFC 8446, 5.1 and 4
 _NAMED = frozenset(("TLS", "QUIC", "HTTP", "DTLS", "DNS"))
 """Protocols whose clients name their server: hooks wait for that name."""
@@ -124,7 +125,12 @@ class Inspector:
     def look(self, flow: Flow, packet: Packet, from_client: bool, time_ms: int) -> None:
         """Look into one packet; `on_news` hears of all that it makes known."""
         stream = flow.stream
-        for segment in (packet,) if stream is None else stream.order(packet, from_client):
+        taken: Packet | None = packet
+        if from_client and flow.isn >= 0 and packet.payload_length:
+            taken = _from_start(flow, packet)
+        for segment in (
+            () if taken is None else (taken,) if stream is None else stream.order(taken, from_client)
+        ):
             new, requests = not flow.detected, flow.requests
             if segment.payload_length and stream is not None:
                 if from_client:
@@ -396,6 +402,27 @@ def _has_asked(flow: Flow) -> bool:
     """Whether it is plain HTTP, and a whole request was seen, body included."""
     watch = flow.watch
     return flow.requests > 0 and isinstance(watch, HttpWatch) and watch.between_requests
+
+
+def _from_start(flow: Flow, packet: Packet) -> Packet | None:
+    """A client's segment without what stands before the start of its stream; None if all of it does.
+
+    The server throws that away, so nothing may be judged by it.
+    """
+    start = packet.seq + 1 if packet.flags & SYN else packet.seq
+    stale = (flow.isn + 1 - start) & 0xFFFFFFFF
+    if not 0 < stale < _HALF or flow.goodput_sent > _HALF >> 1:  # numbers come round again
+        return packet
+    if stale >= packet.payload_length:
+        return None
+    rest = Packet()
+    data = _as_one_packet(packet, packet.payload_bytes()[stale:])
+    rest.seq = (packet.seq + stale) & 0xFFFFFFFF
+    rest.data = data[: packet.l4 + 4] + rest.seq.to_bytes(4) + data[packet.l4 + 8 :]
+    rest.key, rest.proto, rest.l4, rest.payload = packet.key, packet.proto, packet.l4, packet.payload
+    rest.ip_length, rest.payload_length = packet.ip_length - stale, packet.payload_length - stale
+    rest.flags, rest.flaw, rest.tunnelled = packet.flags, packet.flaw, packet.tunnelled
+    return rest
 
 
 def _server_hello_version(packet: Packet) -> int:

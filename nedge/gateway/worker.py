@@ -49,8 +49,9 @@ OBSERVED = 16
 """Packets between two heartbeats that are looked at for their direction: it costs as much as a verdict."""
 PAUSE = 0.001
 """Between two slices of an answer, when packets come."""
-CLOCK_SECONDS, CLOCK_SET = 5.0, 10.0
-"""Between two looks at the machine's clock; if it was set by more than this, another worker starts by it."""
+CLOCK_SECONDS, CLOCK_SET = 20.0, 10.0
+"""Between two looks at the machine's clock, the first when all workers have started; if it was set by more
+than this, another worker starts by it."""
 
 log = structlog.get_logger()
 
@@ -234,7 +235,7 @@ class Worker:
         self.engine.verdicts.cut = self._cut
         self.watch(link, self._hear)
         self.every(BEAT, self._beat)
-        self.every(CLOCK_SECONDS, self._look_at_clock)
+        self.every(CLOCK_SECONDS + self.queue.number % 10, self._look_at_clock)  # not all at once
 
     def _cut(self, host: Host, seconds: float) -> None:
         assert self._link is not None

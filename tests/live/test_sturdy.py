@@ -246,7 +246,7 @@ def test_the_clock_is_set(
             assert connection.ask() == "answered"
             before = set(gateway.workers())
             flag.touch()
-            until(lambda: len(set(gateway.workers()) - before) == 2, 30)
+            until(lambda: len(set(gateway.workers()) - before) == 2, 60)
             until(lambda: len(gateway.logged("worker_ready")) == 4, 30)
             assert connection.ask() == "answered"
             for number in range(5):

@@ -204,6 +204,27 @@ def test_client_hello_in_reverse_order(firewall: Firewall, family: str, shape: s
     assert not firewall.servers.received(proto="tls", host=BLOCKED)
 
 
+@FAMILIES
+@pytest.mark.parametrize("old", [b"x", b"SSH-2.0-old\r\n", b"a hello"])
+def test_bytes_before_the_start_of_the_stream(firewall: Firewall, family: str, old: bytes) -> None:
+    """The server throws them away, and takes the hello behind them."""
+    firewall.use(PORTS + EVENTS + NAMES)
+    source = {"v4": "10.99.0.77", "v6": "fd99::77"}[family]
+    for name in (ALLOWED, BLOCKED):
+        outcome = traffic.run_reversed(
+            firewall.lab.client,
+            firewall.lab.server,
+            source,
+            firewall.address(family),
+            443,
+            [traffic.client_hello(name)],
+            answered=name == ALLOWED,
+            old=traffic.client_hello(ALLOWED) if old == b"a hello" else old,
+        )
+        assert outcome.answered == [name == ALLOWED], outcome.error
+    assert not firewall.servers.received(proto="tls", host=BLOCKED)
+
+
 # HTTP
 
 

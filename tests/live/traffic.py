@@ -206,8 +206,12 @@ def run_reversed(
     segments: Sequence[bytes],
     *,
     answered: bool,
+    old: bytes = b"",
 ) -> Outcome:
-    """Send segments in reverse order, on a connection from `source`. Gives what came back."""
+    """Send segments in reverse order, on a connection from `source`. Gives what came back.
+
+    `old`: what stands before the start of the stream; sent first.
+    """
     version = ["-6"] if ":" in source else []
     server.run(
         ["ip", *version, "neigh", "replace", source, "lladdr", CLIENT_MAC, "dev", "eth0"],
@@ -220,6 +224,7 @@ def run_reversed(
             "target": target,
             "port": port,
             "segments": [segment.hex() for segment in segments],
+            "old": old.hex(),
             "seconds": PATIENCE if answered else SHORT,
         }
     )
@@ -261,6 +266,9 @@ class RawClient:
         self._sequence += 1
         self._acknowledged = sequence + 1
         self._send(_ACK, self._sequence)
+
+    def send_old(self, data: bytes) -> None:
+        self._send(_ACK | _PSH, self._sequence - len(data), data)
 
     def send_reversed(self, segments: Sequence[bytes]) -> None:
         at = self._sequence + sum(map(len, segments))
@@ -623,6 +631,8 @@ def _reversed() -> None:
     outcome = Outcome(client.port)
     try:
         client.connect(PATIENCE)
+        if told["old"]:
+            client.send_old(bytes.fromhex(told["old"]))
         client.send_reversed([bytes.fromhex(segment) for segment in told["segments"]])
         answer = client.answer(told["seconds"])
         outcome.answers.append([answer] if answer else [])

@@ -76,6 +76,15 @@ def nowhere(talk: Tcp) -> None:
     talk._seq["c"] = at
 
 
+def old(talk: Tcp, data: bytes, rest: bytes = b"", *, syn: int | None = None) -> Tcp:
+    """A segment whose first part, `data`, stands before the start. `syn`: behind a SYN so far ahead."""
+    if syn is not None:
+        stray(SYN, syn)(talk)
+    talk._seq["c"] = (talk._seq["c"] - len(data)) & 0xFFFFFFFF
+    talk.segment("c", PSH | ACK, data + rest)
+    return talk
+
+
 GOOD = http_request("good.example")
 
 
@@ -121,6 +130,27 @@ WAYS: dict[str, Callable[[str], Tcp]] = {
     },
     "DNS, second": lambda name: connection(53).client(tcp_query("good.example")).client(tcp_query(name)),
     **{f"TLS split at {at}": lambda name, at=at: split(client_hello(name), at, 443) for at in (1, 5, 43)},
+    # Bytes before the start of the stream, which the server throws away
+    **{
+        f"{size} old bytes first{', ' + after if after else ''}": lambda name, size=size, syn=syn: old(
+            connection(), b"x" * size, syn=syn
+        ).client(http_request(name))
+        for size in (1, 40)
+        for after, syn in (("", None), ("behind a stray SYN", 7000), ("behind an old SYN", -7000))
+    },
+    "an old greeting first": lambda name: old(connection(), b"SSH-2.0-x\r\n").client(http_request(name)),
+    "an old request first": lambda name: old(connection(), GOOD).client(http_request(name)),
+    "old bytes in front": lambda name: old(connection(), GOOD, http_request(name)),
+    **{
+        f"TLS, {size} old bytes first": lambda name, size=size: old(connection(443), b"x" * size)
+        .client(client_hello(name))
+        for size in (1, 40)
+    },
+    "TLS, an old hello first": lambda name: old(connection(443), client_hello("good.example"))
+    .client(client_hello(name)),
+    "TLS, an old hello in front": lambda name: old(
+        connection(443), client_hello("good.example"), client_hello(name)
+    ),
     "TLS reversed": lambda name: swapped(connection(443).client(client_hello(name), 100), 4),
 }  # fmt: skip
 

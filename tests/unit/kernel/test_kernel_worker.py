@@ -25,7 +25,7 @@ from nedge.scripts.budget import WATCH, enforced
 
 class FakeQueue:
     def __init__(self, number: int, judge: Any, **options: Any) -> None:
-        self.judge, self.options = judge, options
+        self.number, self.judge, self.options = number, judge, options
         self.reader, self.writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.reader.setblocking(False)
         self.verdicts: list[int] = []
@@ -185,7 +185,7 @@ def test_the_last_heartbeat_comes_after_all_else(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("seconds", [3600.0, -3600.0, 2.0])
 def test_a_worker_ends_if_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    monkeypatch.setattr(module, "CLOCK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "CLOCK_SECONDS", 0.02 - 1)  # the queue has number 1
     worker, engine, _queue = make()
     engine.verdicts = SimpleNamespace(cut=None)
     ours, theirs = Link.pair()
