@@ -155,8 +155,7 @@ class Engine:
         from_client = key == flow.key
         if flags & _SYN_ACK == SYN:
             if not from_client and flow.may_turn_round:
-                flow.turn_round()
-                flow.isn = packet.seq
+                flow.turn_round(packet.seq)
                 from_client = True
             elif (
                 from_client

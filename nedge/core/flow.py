@@ -333,8 +333,9 @@ class Flow:
         """Whether nothing was made yet of who the client is: the SYN's answer was seen first, no more."""
         return self.handshake is _NOT_SEEN and not self.detected and not self.goodput
 
-    def turn_round(self) -> None:
-        """A SYN shows that the client is the other end."""
+    def turn_round(self, isn: int) -> None:
+        """A SYN, of this number, shows that the client is the other end."""
+        self.isn = isn
         self.key = reverse_key(self.key)
         self.client, self.server = self.server, self.client
         self.packets_sent, self.packets_rcvd = self.packets_rcvd, self.packets_sent

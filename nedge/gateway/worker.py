@@ -335,7 +335,7 @@ class Worker:
             figures["queue_overloads"] += stats.waiting >= self._length
 
     def _look_at_clock(self) -> None:
-        """A box without a battery starts in 1970, and hears later what time it is."""
+        """A box without a battery starts in 1970, and hears later what time it is: another is to start."""
         assert self._link is not None
         if abs(seconds := _clock_offset() - self._offset) > CLOCK_SET:
             self._link.send({"failed": f"the machine's clock was set by {seconds:.0f} s"})
