@@ -20,6 +20,7 @@ from nedge.core.status import (
     status_types,
 )
 from nedge.core.stream import Disorder, Stream
+from nedge.core.unconfirmed import Unconfirmed
 from nedge.core.verdict import UNDETECTED, Failure, Operator, Verdict
 from nedge.core.watch import Watch
 
@@ -40,6 +41,9 @@ class Handshake(IntEnum):
 _NOT_SEEN, _OPENED, _ANSWERED, _DONE = Handshake
 _TCP_HEADER = 20
 _SYN_ACK, _SYN_FIN_RST, _KINDS = SYN | ACK, SYN | FIN | RST, SYN | ACK | FIN | RST
+
+SEVERAL = -2
+"""For the number of a flow's SYN: it is not known which the server took."""
 
 
 class Share(IntEnum):
@@ -131,6 +135,7 @@ class Flow:
         "operator",
         "packets_rcvd",
         "packets_sent",
+        "port",
         "proto",
         "renamed",
         "requests",
@@ -147,6 +152,7 @@ class Flow:
         "timer",
         "tls_chosen",
         "tunnelled",
+        "unconfirmed",
         "verdict",
         "watch",
         "word",
@@ -182,7 +188,11 @@ class Flow:
         self.closing = False
         """A FIN or RST was seen."""
         self.isn = first.seq if first.flags & _SYN_ACK == SYN else -1
-        """Number of the client's SYN, of several the lowest; -1 if none was seen."""
+        """Number of the client's SYN; of several the answered one, or SEVERAL; -1 if none was seen."""
+        self.port = 0
+        """Of the bridge, that the client's packets come by; 0 if that is not known."""
+        self.unconfirmed: Unconfirmed | None = None
+        """What the client sent and the server has not confirmed, while it matters."""
         self.tcp_flags = 0
         """All flags seen, both directions, or-ed."""
         self.stream: Stream | None = Stream() if proto == TCP else None
@@ -333,14 +343,20 @@ class Flow:
         """Whether nothing was made yet of who the client is: the SYN's answer was seen first, no more."""
         return self.handshake is _NOT_SEEN and not self.detected and not self.goodput
 
-    def turn_round(self, isn: int) -> None:
-        """A SYN, of this number, shows that the client is the other end."""
-        self.isn = isn
+    def turn_round(self, isn: int, port: int) -> None:
+        """A SYN, of this number and by this port, shows that the client is the other end."""
+        self.port = port
         self.key = reverse_key(self.key)
         self.client, self.server = self.server, self.client
         self.packets_sent, self.packets_rcvd = self.packets_rcvd, self.packets_sent
         self.bytes_sent, self.bytes_rcvd = self.bytes_rcvd, self.bytes_sent
-        self.stream = Stream()
+        self.start_at(isn)
+
+    def start_at(self, isn: int) -> None:
+        """The client's stream begins behind this number."""
+        self.isn, self.unconfirmed = isn, None
+        if self.stream is not None:
+            self.stream = Stream((isn + 1) & 0xFFFFFFFF)
 
     # Statuses and scores
 

@@ -330,10 +330,11 @@ class Inspector:
 
     def _expect_requests(self, flow: Flow, packet: Packet) -> None:
         """Watch from a client's first bytes on: a request may be split before nDPI can name the protocol."""
+        start = (flow.isn + 1) & 0xFFFFFFFF if flow.isn >= 0 else -1
         if flow.key[-2:] == _DNS_PORT:
-            flow.watch = DnsWatch()
+            flow.watch = DnsWatch(start)
         elif self.watch_http and REQUEST_START.match(packet.payload_bytes()):
-            flow.watch = HttpWatch()
+            flow.watch = HttpWatch(start)
 
     def _follow_watch(self, flow: Flow) -> None:
         """The protocol is known now: watch what needs watching, and nothing else."""

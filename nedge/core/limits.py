@@ -42,6 +42,16 @@ class Counters:
     scripts_aside: int = 0
     midstream: int = 0
     unclassified: int = 0
+    bad_checksums: int = 0
+    """Dropped, unseen: nobody takes them."""
+    syn_data: int = 0
+    """SYNs whose data were taken out."""
+    other_copies: int = 0
+    """Segments in which a client sent something else than before at the same place: made what they were."""
+    early_data: int = 0
+    """Segments dropped since the client had sent several SYNs, and the server not answered yet."""
+    urgent_data: int = 0
+    """Segments with urgent data, which were made usual ones."""
     alerts: int = 0
     quarantines: int = 0
     malformed: Counter[Malformed] = field(default_factory=Counter)

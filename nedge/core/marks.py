@@ -47,6 +47,11 @@ class Marks:
         """On a packet that belongs to no connection. A generation without a share: none has it."""
         return 1 << self.shift + _SHARE_BITS
 
+    @property
+    def awaits_answer(self) -> int:
+        """On a connection of which all comes up, even what answers its SYN."""
+        return self.untracked
+
     def share_of(self, mark: int) -> Share:
         """The share in a connection's mark, whatever its generation."""
         return Share((mark & self.share_mask) >> self.shift)

@@ -32,6 +32,7 @@ HEAD_LENGTH = 3
 
 _tcp_fields = Struct("!4xI4xBB").unpack_from  # sequence number, data offset, flags
 _ip4_tcp_fields = Struct("!2xHxxH16xI4xBB").unpack_from  # length, fragment bits, and these
+_u32 = Struct("!I").unpack_from
 _IP4_TCP_SIZE = 40  # of both headers, without options
 
 
@@ -100,6 +101,17 @@ class Packet:
     def payload_bytes(self) -> bytes:
         """What was captured of the payload."""
         return self.data[self.payload :]
+
+
+def ahead(number: int, other: int) -> int:
+    """How far a TCP sequence number is ahead of another, -2^31 to 2^31 - 1 (RFC 9293, 3.4)."""
+    return ((number - other + 0x80000000) & 0xFFFFFFFF) - 0x80000000
+
+
+def acknowledged(packet: Packet) -> int:
+    """The acknowledgement number of a TCP segment."""
+    (number,) = _u32(packet.data, packet.l4 + 8)
+    return int(number)
 
 
 def _parts_reversed(address: int) -> Callable[[bytes], tuple[bytes, ...]]:

@@ -30,8 +30,9 @@ class Stream:
 
     __slots__ = ("_early", "_held", "_late", "_next")
 
-    def __init__(self) -> None:
-        self._next = [_UNKNOWN, _UNKNOWN]  # sequence number expected from the server, from the client
+    def __init__(self, start: int = _UNKNOWN) -> None:
+        """`start`: number of the client's first byte, if known."""
+        self._next = [_UNKNOWN, start]  # sequence number expected from the server, from the client
         self._late = [0, 0]
         self._early = [0, 0]
         self._held: tuple[list[Packet], list[Packet]] | None = None

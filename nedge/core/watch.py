@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Protocol
 
-from nedge.core.packet import SYN, TCP, Packet
+from nedge.core.packet import SYN, TCP, Packet, ahead
 from nedge.core.secrets import without_secrets
 
 MAX_HEAD = 64 * 1024
 """An HTTP request head, or a DNS message, that is longer is not waited for."""
 
 _MASK = 0xFFFFFFFF
-_HALF = 0x80000000
 
 
 class Request(NamedTuple):
@@ -45,11 +44,12 @@ class _Cursor:
     still taken when it comes.
     """
 
-    __slots__ = ("_end", "_hole", "_top")
+    __slots__ = ("_end", "_hole", "top")
 
-    def __init__(self) -> None:
-        self._end = -1  # of the bytes given last
-        self._top = 0  # of all bytes given
+    def __init__(self, start: int = -1) -> None:
+        """`start`: number of the first byte; -1: that which comes first."""
+        self._end = start  # of the bytes given last
+        self.top = start  # of all bytes given
         self._hole = -1  # where the lowest hole starts
 
     def take(self, packet: Packet) -> tuple[bytes, int, int]:
@@ -61,21 +61,21 @@ class _Cursor:
         start = (packet.seq + 1) & _MASK if packet.flags & SYN else packet.seq
         end = (start + length) & _MASK
         if self._end < 0:
-            self._top = end
+            self.top = end
         else:
-            ahead = (start - self._top) & _MASK
-            if ahead < _HALF:
-                if ahead and self._hole < 0:
-                    self._hole = self._top
-                self._top = end
-            elif self._hole >= 0 and (start - self._hole) & _MASK < _HALF:
+            gap = ahead(start, self.top)
+            if gap >= 0:
+                if gap and self._hole < 0:
+                    self._hole = self.top
+                self.top = end
+            elif self._hole >= 0 and ahead(start, self._hole) >= 0:
                 self._hole = end
             else:  # bytes already seen, and perhaps new ones behind them
-                seen = (self._top - start) & _MASK
+                seen = -gap
                 if seen >= length:
                     return b"", 0, 0
-                payload, start, length = payload[seen:], self._top, length - seen
-                self._top = end
+                payload, start, length = payload[seen:], self.top, length - seen
+                self.top = end
         missing = (start - self._end) & _MASK if self._end >= 0 else 0
         self._end = end
         return payload, missing, max(0, length - len(payload))
@@ -100,8 +100,9 @@ class HttpWatch:
 
     __slots__ = ("_buffer", "_chunked", "_cursor", "_lost", "_skip", "_trailers")
 
-    def __init__(self) -> None:
-        self._cursor = _Cursor()
+    def __init__(self, start: int = -1) -> None:
+        """`start`: number of the client's first byte, if known."""
+        self._cursor = _Cursor(start)
         self._buffer = b""
         self._skip = 0  # body bytes still to come
         self._chunked = False  # between chunks of a body
@@ -112,6 +113,15 @@ class HttpWatch:
     def between_requests(self) -> bool:
         """Whether all of the latest request was seen, and nothing of the next."""
         return not (self._skip or self._chunked or self._trailers or self._lost or self._buffer)
+
+    def skips(self, packet: Packet) -> bool:
+        """Whether it is all the same what a segment holds: it is in a body, or framing is lost before it."""
+        if self._lost:
+            return not _REQUEST_LINE.match(packet.payload_bytes())
+        if not self._skip:
+            return False
+        at = ahead(packet.seq, self._cursor.top)
+        return at >= 0 and at + packet.payload_length <= self._skip
 
     def feed(self, packet: Packet) -> list[Request]:
         data, missing, uncaptured = self._cursor.take(packet)
@@ -275,10 +285,11 @@ class DnsWatch:
 
     __slots__ = ("_buffer", "_cursor", "reply_code")
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = -1) -> None:
+        """`start`: number of the client's first byte over TCP, if known."""
         self.reply_code = 0
         """RCODE of the latest answer, over UDP."""
-        self._cursor = _Cursor()
+        self._cursor = _Cursor(start)
         self._buffer = b""
 
     def feed(self, packet: Packet) -> list[Request]:

@@ -34,7 +34,7 @@ from nedge.gateway.rejecting import Rejector
 from nedge.gateway.supervisor import HOSTS_PER_MESSAGE
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
-from nedge.kernel.queue import Judge, PacketQueue
+from nedge.kernel.queue import REWRITE, Judge, PacketQueue
 from nedge.scripts.script import Script
 
 Mode = Literal["inline", "monitor"]
@@ -85,6 +85,7 @@ class Worker:
         self._rejector = rejector
         self.engine = engine
         engine.slice = SLICE
+        engine.inline = mode == "inline"
         self.mode = mode
         self._offset = offset = _clock_offset()
         self.clock: Callable[[], float] = lambda: offset + time.monotonic()
@@ -129,6 +130,7 @@ class Worker:
             untracked_mark=marks.untracked if marks else 0,
             gso=gso,
             reject=rejector,
+            rewritten=lambda: engine.rewritten,
             vlan_mask=vlan_mask,
         )
         self.watch(self.queue.fileno(), self.queue.drain)
@@ -154,7 +156,15 @@ class Worker:
             except (KernelError, OSError) as error:
                 self._engine_failed(error)
 
-        self.engine.remark = remark
+        def await_answer(flow: Flow) -> bool:
+            self.queue.flush()  # the first SYN's connection must be there
+            try:
+                return conntrack.set_mark(flow.key, marks.awaits_answer, marks.mask)
+            except (KernelError, OSError) as error:
+                self._engine_failed(error)
+                return False
+
+        self.engine.remark, self.engine.await_answer = remark, await_answer
 
     @contextlib.contextmanager
     def _gathering(self) -> Iterator[None]:
@@ -184,17 +194,16 @@ class Worker:
     def _judge(self) -> Judge:
         """Packet -> what the queue shall do with it. The hot path."""
         engine, packet, clock = self.engine, self.engine.packet, self.clock
-        if self._marks is None:
-            if self.mode == "monitor":
-                return lambda data, mac, vlan, _tracked: packet(data, clock(), vlan, mac) and 0
-            return lambda data, mac, vlan, _tracked: packet(data, clock(), vlan, mac)
-
-        values = self._values
+        values = self._values or [0] * len(Share)
         monitor = self.mode == "monitor"
 
-        def judge(data: bytes, mac: bytes, vlan: int, tracked: bool) -> int:
-            action = packet(data, clock(), vlan, mac, tracked=tracked)
-            return values[engine.share] or (0 if monitor else action)
+        def judge(data: bytes, mac: bytes, vlan: int, tracked: bool, port: int) -> int:
+            action = packet(data, clock(), vlan, mac, tracked=tracked, port=port)
+            if monitor:
+                return values[engine.share]
+            if engine.rewritten is not None and not action:
+                return REWRITE
+            return values[engine.share] or action
 
         return judge
 

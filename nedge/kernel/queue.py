@@ -25,15 +25,15 @@ from netfilterqueue import NetfilterQueue, Packet
 
 from nedge.kernel.errors import KernelError
 
-Judge = Callable[[bytes, bytes, int, bool], int]
-"""(packet from its IP header on, source MAC or b"", VLAN or 0, whether it is of a known connection) -> 0 to
-accept; above MAX_ACTION: a mark to set on the packet, which then meets the rules again; REJECT to drop and
-tell its ends; else to drop."""
+Judge = Callable[[bytes, bytes, int, bool, int], int]
+"""(packet from its IP header on, source MAC or b"", VLAN or 0, whether it is of a known connection, index of
+the port it came by) -> 0 to accept; above MAX_ACTION: a mark to set on the packet, which then meets the rules
+again; REJECT to drop and tell its ends; REWRITE to accept it with another content; else to drop."""
 
 Reject = Callable[[bytes, bytes, int, int, int], None]
 """(packet, source MAC, VLAN, index of the port it came by, of that it would leave by): tells its ends."""
 
-REJECT = 2
+REJECT, REWRITE = 2, 3
 MAX_ACTION = 3
 
 COPY_RANGE = 2048
@@ -109,6 +109,7 @@ class PacketQueue:
         untracked_mark: int = 0,
         gso: bool = False,
         reject: Reject | None = None,
+        rewritten: Callable[[], bytes | None] = lambda: None,
         vlan_mask: int = 0,
     ) -> None:
         """Bind. Raises KernelError if another process listens to this queue.
@@ -119,8 +120,10 @@ class PacketQueue:
         untracked_mark: the one of them that says that a packet is of no connection; 0: nothing does.
         gso: take large segmented packets whole; without, the kernel cuts each to MTU size first.
         reject: called for packets that the judge rejects; without, they are just dropped.
+        rewritten: asked, after the answer REWRITE, for what the packet shall be, from its IP header on.
         vlan_mask: the bits of a packet's mark that hold its VLAN; 0: all count as untagged.
         """
+        self._rewritten = rewritten
         self._vlan_mask = vlan_mask
         self._untracked_mark = untracked_mark
         self._reject = reject
@@ -210,16 +213,20 @@ class PacketQueue:
             error: BaseException | None = None
             mark = answer = vlan = 0
             mac = b""
+            sent = False
             try:
                 source = packet.get_hw()
                 mac = source[:6] if source else b""
                 bits = packet.get_mark() if marked else 0
                 vlan = (bits & vlan_mask) >> shift
-                answer = judge(packet.get_payload(), mac, vlan, not bits & untracked)
+                answer = judge(packet.get_payload(), mac, vlan, not bits & untracked, packet.physindev)
                 if self.observer is not None:
                     self.observer(packet.get_payload(), packet.physindev)
                 if answer > MAX_ACTION:
                     verdict, mark = _REPEAT, packet.get_mark() & other_bits | answer
+                elif answer == REWRITE:
+                    sent = self._rewrite(packet)
+                    verdict = _ACCEPT
                 else:
                     verdict = _DROP if answer else _ACCEPT
             except BaseException as caught:
@@ -232,7 +239,8 @@ class PacketQueue:
             if verdict != self._verdict or mark != self._mark:
                 self._end_run()
                 self._verdict, self._mark = verdict, mark
-            self._last = packet.id
+            if not sent:
+                self._last = packet.id
             if error is not None:
                 self.flush()
                 on_error(error)
@@ -241,6 +249,16 @@ class PacketQueue:
                 raise self._batch_done
 
         return handle
+
+    def _rewrite(self, packet: Packet) -> bool:
+        """Have it go on, after those before it, with another content. False: it goes on as it is."""
+        content = self._rewritten()
+        if content is None:
+            return False
+        self.flush()
+        packet.set_payload(content)
+        packet.accept()
+        return True
 
     def _end_run(self) -> None:
         """Packets up to the last one judged have the same verdict: one message for all of them."""

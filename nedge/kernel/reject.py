@@ -29,6 +29,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nedge.core.packet import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Packet, decode
+from nedge.core.rewrite import checksum
 from nedge.kernel.errors import KernelError
 
 RATE = 1000.0
@@ -189,7 +190,7 @@ def _rst(ends: tuple[bytes, bytes], ports: bytes, flags: int, *numbers: int, hop
     """numbers: sequence and acknowledgement number."""
     source, target = ends
     segment = _tcp.pack(ports, *numbers, 5 << 4, flags, 0, 0, 0)
-    total = _checksum(source + target + segment, _tcp.size + TCP)
+    total = checksum(source + target + segment, _tcp.size + TCP)
     return _ip(TCP, source, target, segment[:16] + _u16.pack(total) + segment[18:], hops)
 
 
@@ -198,10 +199,10 @@ def _unreachable(source: bytes, target: bytes, original: bytes, *, closed: bool)
     if len(source) == 4:
         head = bytes((_UNREACHABLE, _PORT if closed else _PROHIBITED))
         rest = bytes(4) + original[:_QUOTE]
-        return _ip(ICMP, source, target, head + _u16.pack(_checksum(head + rest)) + rest)
+        return _ip(ICMP, source, target, head + _u16.pack(checksum(head + rest)) + rest)
     head = bytes((_UNREACHABLE6, _PORT6 if closed else _PROHIBITED6))
     rest = bytes(4) + original[:_QUOTE6]
-    total = _checksum(source + target + head + rest, len(rest) + 4 + ICMPV6)
+    total = checksum(source + target + head + rest, len(rest) + 4 + ICMPV6)
     return _ip(ICMPV6, source, target, head + _u16.pack(total) + rest)
 
 
@@ -210,19 +211,7 @@ def _ip(proto: int, source: bytes, target: bytes, payload: bytes, hops: int = _H
         return _ipv6.pack(6 << 28, len(payload), proto, hops, source, target) + payload
     service = _PRECEDENCE if proto == ICMP else 0
     head = _ipv4.pack(0x45, service, 20 + len(payload), 0, _DONT_FRAGMENT, hops, proto, 0, source, target)
-    return head[:10] + _u16.pack(_checksum(head)) + head[12:] + payload
-
-
-def _checksum(data: bytes, more: int = 0) -> int:
-    """The Internet checksum; of a segment behind its addresses, `more` is the rest of the pseudo header.
-
-    The sum of 16-bit words, with carries brought round, is the remainder by 65535: of one big number as well.
-    Checksum fields count as 0, so one at an even place may be left out.
-    """
-    number = int.from_bytes(data, "big")
-    if len(data) & 1:
-        number <<= 8
-    return -(number + more) % 0xFFFF
+    return head[:10] + _u16.pack(checksum(head)) + head[12:] + payload
 
 
 class Injector:

@@ -186,12 +186,15 @@ def _mark_rules(marks: Marks, family: Family, *, rejecting: bool) -> list[str]:
         f"{dropped} -j DROP",
         f"{watched} -m conntrack --ctdir REPLY -j RETURN",
         f"-p tcp {watched} {no_payload} -j RETURN",
-        # A bare ACK tells nothing; that the handshake is done, the first data tells as well.
-        f"{tcp} ACK {no_payload} -j RETURN",
+        # A client's bare ACK tells nothing: that the handshake is done, the first data tells as well. (The
+        # server's tell what it has of what the flow was judged by.)
+        f"{tcp} ACK -m conntrack --ctdir ORIGINAL {no_payload} -j RETURN",
     ]
     if not rejecting:
         # The same goes for what answers a SYN. (A FIN must not pass: it would overtake the data before it.)
-        rules.append(f"{tcp} SYN,ACK -m conntrack --ctdir REPLY {no_payload} -j RETURN")
+        rules.append(
+            f"{tcp} SYN,ACK -m conntrack --ctdir REPLY -m connmark --mark 0x0/{ours} {no_payload} -j RETURN"
+        )
     return rules
 
 

@@ -68,15 +68,21 @@ def c2s(
 
 
 def s2c(
-    payload: bytes = b"", flags: int = ACK, *, sport: int = 40000, dport: int = 80, seq: int = 900
+    payload: bytes = b"",
+    flags: int = ACK,
+    *,
+    sport: int = 40000,
+    dport: int = 80,
+    seq: int = 900,
+    ack: int = 100,
 ) -> bytes:
-    return ip4(6, tcp(payload, sport=dport, dport=sport, seq=seq, flags=flags), SERVER, CLIENT)
+    return ip4(6, tcp(payload, sport=dport, dport=sport, seq=seq, ack=ack, flags=flags), SERVER, CLIENT)
 
 
 def handshake(sport: int = 40000, seq: int = 99) -> list[bytes]:
     return [
         c2s(b"", SYN, sport=sport, seq=seq),
-        s2c(b"", SYN | ACK, sport=sport),
+        s2c(b"", SYN | ACK, sport=sport, ack=seq + 1),
         c2s(b"", ACK, sport=sport, seq=seq + 1),
     ]
 

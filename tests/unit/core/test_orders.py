@@ -19,7 +19,7 @@ from core_kit import (
     key,
     tcp,
 )
-from test_engine import ask, block_names, c2s, open_tcp, the_flow
+from test_engine import ask, block_names, c2s, open_tcp, s2c, the_flow
 
 from nedge.core.flow import Flow, Share
 from nedge.core.hooks import Hook, HookCall
@@ -197,6 +197,7 @@ def ssh(rig: Rig) -> Flow:
     """An SSH flow that is decided, and that the kernel has."""
     open_tcp(rig)
     rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
+    rig.feed(s2c(b"", ack=111))
     return the_flow(rig)
 
 
@@ -389,7 +390,7 @@ def test_a_status_knows_when_it_was_set_and_with_which_scores() -> None:
 
     rig = Rig(scripts=StubScripts(Hook.PROTOCOL_DETECTED, script=script))
     rig.feed(c2s(b"x"), 0.7)
-    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK), 3.9)
+    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK, seq=101), 3.9)
     flow = the_flow(rig)
     records = flow.statuses or {}
     record = records[status_types.status_longlived.status_key]

@@ -14,9 +14,13 @@ from nedge.core.inspection import NameLists
 from nedge.core.limits import Limits
 from nedge.core.lists import DomainSet
 from nedge.core.marks import Marks, is_mask
-from nedge.core.packet import reverse_key
+from nedge.core.packet import Packet, decode, reverse_key
+from nedge.core.rewrite import with_payload
 from nedge.core.verdict import Operator, Policy
 
+HELLO = c2s(b"SSH-2.0-x\r\n", PSH | ACK)
+CONFIRMED = s2c(b"", ACK, ack=111)
+"""The server has all of it."""
 GET = b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n"
 
 
@@ -45,8 +49,9 @@ def test_a_decided_flow_is_passed_by_the_kernel() -> None:
     rig, _ = offloading()
     for data in handshake():
         assert share(rig, data) is Share.NONE
-    assert share(rig, c2s(b"SSH-2.0-x\r\n", PSH | ACK)) is Share.PASS
+    assert share(rig, HELLO) is Share.NONE
     assert the_flow(rig).looking is False
+    assert share(rig, CONFIRMED) is Share.PASS
 
 
 def test_a_blocked_flow_is_dropped_by_the_kernel_and_forgets_its_inspection() -> None:
@@ -69,7 +74,8 @@ def test_what_a_script_waits_for_is_waited_for() -> None:
     for hooks, expected in (((Hook.PROTOCOL_DETECTED,), Share.PASS), ((Hook.PROTOCOL_UPDATED,), Share.NONE)):
         rig, _ = offloading(StubScripts(*hooks), classifier=Growing())
         open_tcp(rig)
-        assert share(rig, c2s(b"SSH-2.0-x\r\n", PSH | ACK)) is expected
+        rig.feed(HELLO)
+        assert share(rig, CONFIRMED) is expected
 
 
 def test_http_is_watched_and_told_once() -> None:
@@ -143,7 +149,8 @@ def test_icmp_and_tunnels_stay_here(data: bytes) -> None:
 def test_a_verdict_that_changes_is_changed_in_the_kernel() -> None:
     rig, told = offloading()
     open_tcp(rig)
-    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
+    rig.feed(HELLO)
+    rig.feed(CONFIRMED)
     flow = the_flow(rig)
     flow.operator = Operator.BLOCK
     rig.engine.rejudge(None, T0 + 1)
@@ -156,15 +163,13 @@ def test_a_syn_on_a_flow_that_the_kernel_has_is_a_new_flow() -> None:
     """The kernel's connection, and its mark, would have kept it there."""
     rig, _ = offloading()
     open_tcp(rig)
-    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
+    rig.feed(HELLO)
+    rig.feed(CONFIRMED)
     rig.feed(c2s(b"", SYN, seq=5000), 1)
     assert ended(rig) == [(EndReason.REPLACED, 1.0)]
 
 
 # What the kernel passes unseen of a handshake
-
-
-HELLO = c2s(b"SSH-2.0-x\r\n", PSH | ACK)
 
 
 def handshakes(rig: Rig) -> tuple[Handshake, int, int]:
@@ -180,9 +185,10 @@ def test_what_the_client_sends_shows_that_the_handshake_is_done() -> None:
     assert handshakes(rig) == (Handshake.DONE, 2, 1)
     flow = the_flow(rig)
     assert flow.bytes_rcvd == 40  # both headers, until the kernel says it better
+    rig.feed(CONFIRMED)
     assert flow.share is Share.PASS
-    rig.engine.account(flow.key, (4, 300), (2, 120), T0 + 1, gone=False)
-    assert (flow.packets_rcvd, flow.bytes_rcvd) == (2, 120)
+    rig.engine.account(flow.key, (4, 300), (3, 180), T0 + 1, gone=False)
+    assert (flow.packets_rcvd, flow.bytes_rcvd) == (3, 180)
 
 
 def test_who_sees_all_infers_nothing() -> None:
@@ -215,7 +221,9 @@ def test_only_what_could_not_be_without_an_answer_shows_that_there_was_one(
 def test_what_belongs_to_no_connection_shows_nothing() -> None:
     rig, _ = offloading()
     rig.feed(c2s(b"", SYN, seq=99))
-    rig.engine.packet(HELLO, T0, tracked=False)
+    packet = decode(HELLO)
+    assert isinstance(packet, Packet)
+    rig.engine.packet(with_payload(packet, packet.payload_bytes()), T0, tracked=False)
     assert handshakes(rig) == (Handshake.SYN, 2, 0)
 
 
@@ -231,7 +239,8 @@ def test_no_handshake_is_made_up_for_a_flow_whose_start_was_not_seen() -> None:
 def offloaded() -> tuple[Engine, Flow, Rig]:
     rig, _ = offloading()
     open_tcp(rig)
-    rig.feed(c2s(b"SSH-2.0-x\r\n", PSH | ACK))
+    rig.feed(HELLO)
+    rig.feed(CONFIRMED)
     return rig.engine, the_flow(rig), rig
 
 

@@ -94,13 +94,13 @@ def described_worker() -> dict[str, Any]:
         made.engine._sink = outlet
         latency = Latency()
         judge = latency.around(
-            lambda data, mac, vlan, _: made.engine.packet(data, made.engine.now, vlan, mac)
+            lambda data, mac, vlan, _tracked, _port: made.engine.packet(data, made.engine.now, vlan, mac)
         )
         for packet in merge(dns("bad.example").packets, dns("odd.example", sport=5).packets):
             made.engine.now = packet.time
-            judge(packet.data, b"", 0, True)
-        judge(noise(12), b"", 0, True)
-        judge(b"\x45\x00", b"", 0, True)
+            judge(packet.data, b"", 0, True, 1)
+        judge(noise(12), b"", 0, True, 1)
+        judge(b"\x45\x00", b"", 0, True, 1)
         made.engine.finish(made.engine.now)
         live = Live(made.engine, made.assembly, outlet)
         measures = live.measures() | {"latency": latency.measures()}
@@ -414,18 +414,18 @@ def test_before_anything_is_known() -> None:
 
 def test_latency_counts_every_call() -> None:
     latency = Latency()
-    judge = latency.around(lambda data, mac, vlan, _: len(data))
-    assert [judge(b"x" * n, b"", 0, True) for n in range(50)] == list(range(50))
+    judge = latency.around(lambda data, mac, vlan, _tracked, _port: len(data))
+    assert [judge(b"x" * n, b"", 0, True, 1) for n in range(50)] == list(range(50))
     measures = latency.measures()
     assert sum(measures["counts"]) == 50
     assert len(measures["counts"]) == len(BOUNDS) + 1
     slow = Latency()
 
-    def sleep(_data: bytes, _mac: bytes, _vlan: int, _tracked: bool) -> int:
+    def sleep(_data: bytes, _mac: bytes, _vlan: int, _tracked: bool, _port: int) -> int:
         time.sleep(0.12)
         return 1
 
-    assert slow.around(sleep)(b"", b"", 0, True) == 1
+    assert slow.around(sleep)(b"", b"", 0, True, 1) == 1
     assert slow.measures()["counts"] == [0] * len(BOUNDS) + [1]
     assert slow.measures()["seconds"] >= 0.12
 

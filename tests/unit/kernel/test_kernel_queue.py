@@ -18,6 +18,7 @@ ACCEPT, DROP, REPEAT = 1, 0, 4
 class FakePacket:
     def __init__(self, number: int, data: bytes, mac: bytes | None) -> None:
         self.id, self._data, self._mac = number, data, mac
+        self.physindev = 7
 
     def get_payload(self) -> bytes:
         return self._data
@@ -87,7 +88,7 @@ class Bench:
         )
         self.number = 0
 
-    def judge(self, data: bytes, mac: bytes, vlan: int, tracked: bool) -> int:
+    def judge(self, data: bytes, mac: bytes, vlan: int, tracked: bool, port: int) -> int:
         self.judged.append((data, mac))
         if data == b"raise":
             raise SystemExit("out of the judge")

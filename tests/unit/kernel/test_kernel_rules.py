@@ -50,9 +50,11 @@ def test_a_syns_answer_comes_up_only_where_both_ends_have_to_be_told() -> None:
         for family in rules.FAMILIES:
             lines = rule_set(marks=Marks(), rejecting=rejecting).rules(family)
             passed = [line for line in lines if " SYN,ACK " in line.replace("SYN,FIN,RST,ACK", "")]
-            assert [line.split(" -m bpf ")[0] for line in passed] == [
+            expected = (
                 "-p tcp -m tcp --tcp-flags SYN,FIN,RST,ACK SYN,ACK -m conntrack --ctdir REPLY"
-            ] * (not rejecting)
+                " -m connmark --mark 0x0/0xf0000000"
+            )
+            assert [line.split(" -m bpf ")[0] for line in passed] == [expected] * (not rejecting)
 
 
 def test_the_mark_of_what_is_untracked_tells_of_no_decision_and_stays_off_judged_packets() -> None:

@@ -35,7 +35,7 @@ class FakeQueue:
         return self.reader.fileno()
 
     def drain(self) -> None:
-        self.verdicts.append(self.judge(self.reader.recv(100), b"mac", 0, True))
+        self.verdicts.append(self.judge(self.reader.recv(100), b"mac", 0, True, 1))
 
     def close(self) -> None:
         self.closed = True
@@ -45,13 +45,15 @@ class FakeQueue:
 
 class Engine:
     late = False
+    share = 0
+    rewritten = None
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails = False
 
-    def packet(self, data: bytes, now: float, vlan: int = 0, mac: bytes = b"", /) -> int:
-        assert (vlan, mac) == (0, b"mac")
+    def packet(self, data: bytes, now: float, vlan: int, mac: bytes, /, *, tracked: bool, port: int) -> int:
+        assert (vlan, mac, tracked, port) == (0, b"mac", True, 1)
         self.calls.append(data.decode())
         return 2 if data == b"bad" else 0
 

@@ -1,0 +1,62 @@
+"""Packets changed on their way, and checksums (RFC 1071)."""
+
+from __future__ import annotations
+
+from nedge.core.packet import TCP, UDP, Packet
+
+URG = 0x20
+_CHECKSUM_AT = {TCP: 16, UDP: 6}
+
+
+def checksum(data: bytes, more: int = 0) -> int:
+    """The Internet checksum; of a segment behind its addresses, `more` is the rest of the pseudo header.
+
+    The sum of 16-bit words, with carries brought round, is the remainder by 65535: of one big number as well.
+    Checksum fields count as 0, so one at an even place may be left out.
+    """
+    number = int.from_bytes(data, "big")
+    if len(data) & 1:
+        number <<= 8
+    return -(number + more) % 0xFFFF
+
+
+def is_whole(packet: Packet) -> bool:
+    """Whether all of it was captured, it is nothing but itself (no tunnel's), and its headers are sound."""
+    return not packet.tunnelled and packet.flaw is None and len(packet.data) == packet.ip_length
+
+
+def checksum_holds(packet: Packet) -> bool:
+    """Whether its receiver takes a TCP segment or a datagram for undamaged; true of what cannot be said."""
+    at = _CHECKSUM_AT.get(packet.proto)
+    if at is None or not is_whole(packet):
+        return True
+    data, l4 = packet.data, packet.l4
+    if packet.proto == UDP and data[l4 + at : l4 + at + 2] == b"\0\0":  # none was made
+        return True
+    size = len(data) - l4
+    return checksum(_addresses(data) + data[l4:], size + packet.proto) == 0
+
+
+def with_payload(packet: Packet, payload: bytes) -> bytes:
+    """A whole TCP segment with another payload, and without the urgent flag; lengths and checksums set.
+
+    All of its payload is then as its receiver's program reads it: what it would read of urgent data depends
+    on the program (RFC 6093).
+    """
+    data = bytearray(packet.data[: packet.payload]) + payload
+    l4 = packet.l4
+    if data[0] >> 4 == 4:
+        data[2:4] = len(data).to_bytes(2)
+        data[10:12] = b"\0\0"
+        data[10:12] = checksum(bytes(data[:l4])).to_bytes(2)
+    else:
+        data[4:6] = (len(data) - 40).to_bytes(2)
+    data[l4 + 13] &= ~URG
+    data[l4 + 16 : l4 + 20] = bytes(4)  # checksum and urgent pointer
+    total = checksum(_addresses(bytes(data)) + bytes(data[l4:]), len(data) - l4 + TCP)
+    data[l4 + 16 : l4 + 18] = total.to_bytes(2)
+    return bytes(data)
+
+
+def _addresses(data: bytes) -> bytes:
+    return data[12:20] if data[0] >> 4 == 4 else data[8:40]
