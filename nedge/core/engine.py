@@ -95,8 +95,8 @@ class Engine:
         self.remark = remark
         self.await_answer = await_answer
         self.inline = inline
-        self.rewritten: bytes | None = None
-        """What goes on in the latest packet's place."""
+        self.rewritten = b""
+        """What goes on in the latest packet's place; empty if that does itself."""
         self._readings = self._last_reading = 0
         """Number of the latest reading of the kernel's counters, and of the latest that was whole."""
         self._next_id = first_id
@@ -134,7 +134,7 @@ class Engine:
         tracked: bool = True,
         port: int = 0,
     ) -> Action:
-        """Judge one packet. If it passes, and `rewritten` is not None, that goes on in its place.
+        """Judge one packet. If it passes, and `rewritten` is not empty, that goes on in its place.
 
         `data`: from the IP header on. `now`: epoch seconds. `mac`: of its sender on this segment, if known.
         `wire_length`: bytes there were on the wire from the IP header on (see `packet.decode`).
@@ -147,7 +147,7 @@ class Engine:
             self.advance(now)
         self.now = now
         self.share = _NONE
-        self.rewritten = None
+        self.rewritten = b""
         counters = self.counters
         counters.packets += 1
 
@@ -211,7 +211,7 @@ class Engine:
 
         action = flow.verdict.action
         if self.remark is not None:
-            if (flow.detected or action) and packet.flaw is None and self.rewritten is None:
+            if (flow.detected or action) and packet.flaw is None and not self.rewritten:
                 self.share = self._hand_over(flow)
         elif flow.unconfirmed is not None and not flow.looking and flow.unconfirmed.settled():
             flow.unconfirmed = None

@@ -15,7 +15,8 @@ from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
 from nedge.core.hooks import Hook
 from nedge.core.lists import DomainSet
-from nedge.core.packet import SYN, TCP, UDP, Packet
+from nedge.core.packet import SYN, TCP, UDP, Packet, ahead
+from nedge.core.rewrite import carrying, without_first
 from nedge.core.stream import Stream
 from nedge.core.verdict import Failure
 from nedge.core.watch import REQUEST_START, DnsWatch, HttpWatch, Request
@@ -27,7 +28,6 @@ CATEGORY_MINING, CATEGORY_MALWARE, CATEGORY_ADVERTISEMENT = 99, 100, 101
 """nDPI's custom categories, which name lists set."""
 
 _DNS_PORT = b"\x00\x35"
-_HALF = 0x80000000  # of all sequence numbers
 _TLS_HANDSHAKE, _SERVER_HELLO = 22, 2  # RFC 8446, 5.1 and 4
 _NAMED = frozenset(("TLS", "QUIC", "HTTP", "DTLS", "DNS"))
 """Protocols whose clients name their server: hooks wait for that name."""
@@ -143,7 +143,7 @@ class Inspector:
             if dpi is not None:
                 data = segment.data
                 if len(data) < segment.ip_length:  # cut short: nDPI wants lengths that hold
-                    data = _as_one_packet(segment, segment.payload_bytes())
+                    data = carrying(segment, segment.payload_bytes())
                 word = dpi.feed(data, time_ms)
                 if word != flow.word and word & DETECTED:
                     self._classify(flow, word)
@@ -385,7 +385,7 @@ class Inspector:
     def _inspect_anew(self, flow: Flow, packet: Packet, request: Request, time_ms: int) -> None:
         """nDPI looks at one request per state: give it a fresh one, and the request as one packet."""
         dpi = self.classifier.open()
-        word = dpi.feed(_as_one_packet(packet, request.head), time_ms)
+        word = dpi.feed(carrying(packet, request.head), time_ms)
         if not self._traits_of(word).asks:  # not recognised by itself: what was known stays
             dpi.close()
             self._set_classification(flow, self.classifier.describe(flow.word))
@@ -410,20 +410,10 @@ def _from_start(flow: Flow, packet: Packet) -> Packet | None:
 
     The server throws that away, so nothing may be judged by it.
     """
-    start = packet.seq + 1 if packet.flags & SYN else packet.seq
-    stale = (flow.isn + 1 - start) & 0xFFFFFFFF
-    if not 0 < stale < _HALF or flow.goodput_sent > _HALF >> 1:  # numbers come round again
+    stale = ahead(flow.isn + 1, packet.seq + 1 if packet.flags & SYN else packet.seq)
+    if stale <= 0 or flow.goodput_sent > 1 << 30:  # numbers come round again
         return packet
-    if stale >= packet.payload_length:
-        return None
-    rest = Packet()
-    data = _as_one_packet(packet, packet.payload_bytes()[stale:])
-    rest.seq = (packet.seq + stale) & 0xFFFFFFFF
-    rest.data = data[: packet.l4 + 4] + rest.seq.to_bytes(4) + data[packet.l4 + 8 :]
-    rest.key, rest.proto, rest.l4, rest.payload = packet.key, packet.proto, packet.l4, packet.payload
-    rest.ip_length, rest.payload_length = packet.ip_length - stale, packet.payload_length - stale
-    rest.flags, rest.flaw, rest.tunnelled = packet.flags, packet.flaw, packet.tunnelled
-    return rest
+    return without_first(packet, stale) if stale < packet.payload_length else None
 
 
 def _server_hello_version(packet: Packet) -> int:
@@ -432,17 +422,3 @@ def _server_hello_version(packet: Packet) -> int:
     if len(data) < at + 11 or data[at] != _TLS_HANDSHAKE or data[at + 5] != _SERVER_HELLO:
         return 0
     return data[at + 9] << 8 | data[at + 10]
-
-
-def _as_one_packet(packet: Packet, payload: bytes) -> bytes:
-    """The packet with this payload instead of its own; lengths set, checksums not."""
-    headers = bytearray(packet.data[: packet.payload])
-    length = min(len(headers) + len(payload), 0xFFFF)
-    if headers[0] >> 4 == 4:
-        headers[2:4] = length.to_bytes(2)
-        headers[6:8] = b"\0\0"
-    else:
-        headers[4:6] = (length - 40).to_bytes(2)
-    if packet.proto == UDP:
-        headers[packet.l4 + 4 : packet.l4 + 6] = (length - packet.l4).to_bytes(2)
-    return bytes(headers) + payload[: length - len(headers)]

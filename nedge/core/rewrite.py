@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nedge.core.packet import TCP, UDP, Packet
+from nedge.core.packet import MAX_IP_LENGTH, TCP, UDP, Packet
 
 URG = 0x20
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
@@ -37,20 +37,43 @@ def checksum_holds(packet: Packet) -> bool:
     return checksum(_addresses(data) + data[l4:], size + packet.proto) == 0
 
 
+def carrying(packet: Packet, payload: bytes) -> bytes:
+    """The packet with this payload instead of its own: lengths set, checksums not."""
+    headers = bytearray(packet.data[: packet.payload])
+    length = min(len(headers) + len(payload), MAX_IP_LENGTH)
+    if headers[0] >> 4 == 4:
+        headers[2:4] = length.to_bytes(2)
+        headers[6:8] = b"\0\0"
+    else:
+        headers[4:6] = (length - 40).to_bytes(2)
+    if packet.proto == UDP:
+        headers[packet.l4 + 4 : packet.l4 + 6] = (length - packet.l4).to_bytes(2)
+    return bytes(headers) + payload[: length - len(headers)]
+
+
+def without_first(packet: Packet, count: int) -> Packet:
+    """A segment without the first bytes of its payload; to look at, not to send."""
+    rest = Packet()
+    data = carrying(packet, packet.payload_bytes()[count:])
+    rest.seq = (packet.seq + count) & 0xFFFFFFFF
+    rest.data = data[: packet.l4 + 4] + rest.seq.to_bytes(4) + data[packet.l4 + 8 :]
+    rest.key, rest.proto, rest.l4, rest.payload = packet.key, packet.proto, packet.l4, packet.payload
+    rest.ip_length, rest.payload_length = packet.ip_length - count, packet.payload_length - count
+    rest.flags, rest.flaw, rest.tunnelled = packet.flags, packet.flaw, packet.tunnelled
+    return rest
+
+
 def with_payload(packet: Packet, payload: bytes) -> bytes:
     """A whole TCP segment with another payload, and without the urgent flag; lengths and checksums set.
 
     All of its payload is then as its receiver's program reads it: what it would read of urgent data depends
     on the program (RFC 6093).
     """
-    data = bytearray(packet.data[: packet.payload]) + payload
+    data = bytearray(carrying(packet, payload))
     l4 = packet.l4
     if data[0] >> 4 == 4:
-        data[2:4] = len(data).to_bytes(2)
         data[10:12] = b"\0\0"
         data[10:12] = checksum(bytes(data[:l4])).to_bytes(2)
-    else:
-        data[4:6] = (len(data) - 40).to_bytes(2)
     data[l4 + 13] &= ~URG
     data[l4 + 16 : l4 + 20] = bytes(4)  # checksum and urgent pointer
     total = checksum(_addresses(bytes(data)) + bytes(data[l4:]), len(data) - l4 + TCP)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nedge.core.packet import SYN, Packet
+from nedge.core.packet import SYN, Packet, ahead
+from nedge.core.rewrite import without_first
 
 MAX_HELD = 16
 """Segments of one direction that wait for a gap to fill; one more gives the gap up."""
@@ -40,7 +41,8 @@ class Stream:
     def order(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
         """Take a segment; give the segments that are now next, in order (it, others too, or none).
 
-        Segments without payload and retransmissions go straight through.
+        Segments without payload and retransmissions go straight through; what is new at the end of one comes
+        without what was there before.
         """
         length = packet.payload_length
         expected = self._next[from_client]
@@ -49,18 +51,20 @@ class Stream:
             return (packet,)
         if not length or packet.flags & SYN:
             return (packet,)
-        ahead = (packet.seq - expected) & _MASK
-        if 0 < ahead < _HALF:
+        gap = ahead(packet.seq, expected)
+        if gap > 0:
             self._early[from_client] += 1
             return self._hold(packet, from_client)
         # Next, or a retransmission, perhaps with new bytes at its end.
-        if ahead:
+        if gap:
             self._late[from_client] += 1
-        end = (packet.seq + length) & _MASK
-        if (end - expected) & _MASK < _HALF:
-            self._next[from_client] = end
-            if self._held is not None:
-                return (packet, *self._release(from_client))
+        if gap + length < 0:
+            return (packet,)
+        self._next[from_client] = (packet.seq + length) & _MASK
+        if gap and gap + length:
+            packet = without_first(packet, -gap)
+        if self._held is not None:
+            return (packet, *self._release(from_client))
         return (packet,)
 
     @property
@@ -78,18 +82,18 @@ class Stream:
     def _release(self, from_client: bool) -> tuple[Packet, ...]:
         """Held segments that have become next."""
         held = self._sorted(from_client)
-        released = 0
+        ready = []
         for packet in held:
             expected = self._next[from_client]
-            if 0 < (packet.seq - expected) & _MASK < _HALF:
+            gap = ahead(packet.seq, expected)
+            if gap > 0:
                 break
-            released += 1
-            end = (packet.seq + packet.payload_length) & _MASK
-            if (end - expected) & _MASK < _HALF:
-                self._next[from_client] = end
-        ready = tuple(held[:released])
-        del held[:released]
-        return ready
+            new = gap + packet.payload_length
+            if new > 0:
+                self._next[from_client] = (expected + new) & _MASK
+            ready.append(without_first(packet, -gap) if gap and new > 0 else packet)
+        del held[: len(ready)]
+        return tuple(ready)
 
     def _give_up(self, from_client: bool) -> tuple[Packet, ...]:
         """The gap will not fill: all that waits, in order."""

@@ -201,7 +201,7 @@ class Worker:
             action = packet(data, clock(), vlan, mac, tracked=tracked, port=port)
             if monitor:
                 return values[engine.share]
-            if engine.rewritten is not None and not action:
+            if engine.rewritten and not action:
                 return REWRITE
             return values[engine.share] or action
 

@@ -109,7 +109,7 @@ class PacketQueue:
         untracked_mark: int = 0,
         gso: bool = False,
         reject: Reject | None = None,
-        rewritten: Callable[[], bytes | None] = lambda: None,
+        rewritten: Callable[[], bytes] = bytes,
         vlan_mask: int = 0,
     ) -> None:
         """Bind. Raises KernelError if another process listens to this queue.
@@ -253,7 +253,7 @@ class PacketQueue:
     def _rewrite(self, packet: Packet) -> bool:
         """Have it go on, after those before it, with another content. False: it goes on as it is."""
         content = self._rewritten()
-        if content is None:
+        if not content:
             return False
         self.flush()
         packet.set_payload(content)

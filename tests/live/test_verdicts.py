@@ -18,7 +18,7 @@ import pytest
 import traffic
 from ndpireader import Endpoint
 from support import require
-from traffic import Exchange, Outcome, Seen, Step, arrived, dns_query, http_get, over_tcp
+from traffic import Exchange, Outcome, Seen, Segment, Step, arrived, dns_query, http_get, over_tcp
 
 from nedge.lab.gateway import EVENTS, PORTS, Gateway
 from nedge.lab.host import environment
@@ -185,13 +185,13 @@ def test_client_hello_in_reverse_order(firewall: Firewall, family: str, shape: s
     outcomes = {}
     with firewall.sniff() as sniffed:
         for name in (ALLOWED, BLOCKED):
-            outcomes[name] = traffic.run_reversed(
+            outcomes[name] = traffic.run_raw(
                 firewall.lab.client,
                 firewall.lab.server,
                 source,
                 firewall.address(family),
                 443,
-                hello_shapes(name, shape),
+                traffic.reversed_segments(hello_shapes(name, shape)),
                 answered=name == ALLOWED,
             )
     assert outcomes[ALLOWED].answered == [True], outcomes[ALLOWED].error
@@ -210,19 +210,84 @@ def test_bytes_before_the_start_of_the_stream(firewall: Firewall, family: str, o
     """The server throws them away, and takes the hello behind them."""
     firewall.use(PORTS + EVENTS + NAMES)
     source = {"v4": "10.99.0.77", "v6": "fd99::77"}[family]
+    old = traffic.client_hello(ALLOWED) if old == b"a hello" else old
     for name in (ALLOWED, BLOCKED):
-        outcome = traffic.run_reversed(
+        outcome = traffic.run_raw(
             firewall.lab.client,
             firewall.lab.server,
             source,
             firewall.address(family),
             443,
-            [traffic.client_hello(name)],
+            [Segment(-len(old), old), Segment(0, traffic.client_hello(name))],
             answered=name == ALLOWED,
-            old=traffic.client_hello(ALLOWED) if old == b"a hello" else old,
         )
         assert outcome.answered == [name == ALLOWED], outcome.error
     assert not firewall.servers.received(proto="tls", host=BLOCKED)
+
+
+def forged(talk: str, kind: str, decoy: bytes, real: bytes) -> dict[str, Any]:
+    """Segments, and what precedes them: a decoy that the server does not take, and then what it does."""
+    behind = Segment(0, real)
+    match kind:
+        case "data in the SYN":
+            return {"segments": [behind], "syn_data": decoy}
+        case "another SYN before" | "another SYN before, behind":
+            ahead = -5000 if "behind" in kind else 5000
+            return {
+                "early": [Segment(ahead, b"", "md5 syn")],
+                "segments": [Segment(ahead, decoy, "md5"), behind],
+            }
+        case "another SYN after":
+            return {"segments": [Segment(5000, b"", "md5 syn"), Segment(5000, decoy, "md5"), behind]}
+        case "an urgent byte":
+            # In the middle of the name, where the server's program does not see it.
+            at = real.index(BLOCKED.encode()) + 3
+            return {"segments": [Segment(0, real[:at] + b"x", "urgent"), Segment(at + 1, real[at:])]}
+        case "split":
+            return {"segments": [Segment(0, decoy[:9], "md5"), Segment(0, decoy, "md5"), behind]}
+        case "swapped":
+            return {"segments": [Segment(9, decoy[9:], "md5"), Segment(9, real[9:]), Segment(0, real[:9])]}
+        case "longer":
+            return {"segments": [Segment(0, decoy + bytes(200), "md5"), behind]}
+    return {"segments": [Segment(0, decoy, kind), behind]}  # type: ignore[arg-type]
+
+
+@FAMILIES
+@pytest.mark.parametrize("talk", ["http", "tls", "ssh then tls"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "md5",
+        "checksum",
+        "no ack",
+        "longer",
+        "split",
+        "swapped",
+        "data in the SYN",
+        "another SYN before",
+        "another SYN before, behind",
+        "another SYN after",
+        "an urgent byte",
+    ],
+)
+def test_decoys_that_the_server_does_not_take(firewall: Firewall, family: str, talk: str, kind: str) -> None:
+    """Tools against filters send them: a good name for the filter, and then the bad one in its place."""
+    firewall.use(PORTS + EVENTS + NAMES)
+    source = {"v4": "10.99.0.77", "v6": "fd99::77"}[family]
+    say = http_get if talk == "http" else traffic.client_hello
+    decoy = b"SSH-2.0-OpenSSH_9.2p1\r\n" if talk.startswith("ssh") else say("www.examples.com")
+    proto, port = ("http", 80) if talk == "http" else ("tls", 443)
+    name = f"{kind}-{talk}-{family}".replace(" ", "-").replace(",", "").lower() + f".{BLOCKED}"
+    traffic.run_raw(
+        firewall.lab.client,
+        firewall.lab.server,
+        source,
+        firewall.address(family),
+        port,
+        **forged(talk, kind, decoy, say(name)),
+        answered=False,
+    )
+    assert not firewall.servers.received(proto=proto, host=name)
 
 
 # HTTP

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import selectors
 import socket
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from nedge.lab.host import Host
 from nedge.lab.topology import CLIENT_MAC, SERVER_MAC
@@ -194,23 +195,42 @@ def pieces(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-# Segments in an order of our own: a TCP client on a packet socket, from an address that the kernel has not
+# Segments of our own making: a TCP client on a packet socket, from an address that the kernel has not
 
 
-def run_reversed(
+class Segment(NamedTuple):
+    """A client's segment."""
+
+    at: int
+    """Where in the stream its data belong; 0: right behind the SYN."""
+    data: bytes
+    kind: Literal["plain", "md5", "checksum", "no ack", "urgent", "syn", "md5 syn"] = "plain"
+    """What is odd about it. A server takes none with an MD5 signature (RFC 2385) that it did not ask for, nor
+    with a wrong checksum or without an ACK. Of urgent data, the last byte is not among what it reads. A SYN
+    has the number before `at`."""
+
+
+def reversed_segments(parts: Sequence[bytes]) -> list[Segment]:
+    """The parts of a stream, the last first."""
+    ends = list(itertools.accumulate(map(len, parts)))
+    return [Segment(end - len(part), part) for end, part in zip(ends, parts, strict=True)][::-1]
+
+
+def run_raw(
     client: Host,
     server: Host,
     source: str,
     target: str,
     port: int,
-    segments: Sequence[bytes],
+    segments: Sequence[Segment],
     *,
     answered: bool,
-    old: bytes = b"",
+    syn_data: bytes = b"",
+    early: Sequence[Segment] = (),
 ) -> Outcome:
-    """Send segments in reverse order, on a connection from `source`. Gives what came back.
+    """Send segments on a connection from `source`. Gives what came back.
 
-    `old`: what stands before the start of the stream; sent first.
+    `syn_data`: what the SYN brings. `early`: sent before it.
     """
     version = ["-6"] if ":" in source else []
     server.run(
@@ -223,17 +243,19 @@ def run_reversed(
             "source": source,
             "target": target,
             "port": port,
-            "segments": [segment.hex() for segment in segments],
-            "old": old.hex(),
+            "segments": [(segment.at, segment.data.hex(), segment.kind) for segment in segments],
+            "early": [(segment.at, segment.data.hex(), segment.kind) for segment in early],
+            "syn_data": syn_data.hex(),
             "seconds": PATIENCE if answered else SHORT,
         }
     )
-    done = client.run([sys.executable, __file__, "reversed"], input=told, timeout=2 * PATIENCE)
+    done = client.run([sys.executable, __file__, "raw"], input=told, timeout=2 * PATIENCE)
     assert done.returncode == 0, done.stderr
     return _outcome(json.loads(done.stdout))
 
 
-_FIN_RST, _SYN, _PSH, _ACK = 0x05, 0x02, 0x08, 0x10
+_FIN_RST, _SYN, _PSH, _ACK, _URG = 0x05, 0x02, 0x08, 0x10, 0x20
+_MD5_OPTION = bytes((19, 18)) + bytes(16) + b"\1\1"
 
 
 class RawClient:
@@ -245,7 +267,9 @@ class RawClient:
         self._ends = [socket.inet_pton(family, address) for address in (source, target)]
         self.port = 40000 + time.monotonic_ns() // 1000 % 20000
         self._target_port = port
-        self._sequence, self._acknowledged = 1000, 0
+        self._sequence, self._acknowledged = 100_000, 0
+        self.start = self._sequence + 1
+        """Number of the first byte of the stream."""
         kind = 0x86DD if self._v6 else 0x0800
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
         self._socket.bind(("eth0", kind))
@@ -254,10 +278,10 @@ class RawClient:
             ">H", kind
         )
 
-    def connect(self, seconds: float) -> None:
+    def connect(self, seconds: float, data: bytes) -> None:
         deadline = time.monotonic() + seconds
         while True:
-            self._send(_SYN, self._sequence)
+            self._send(_SYN, self._sequence, data)
             flags, sequence, _ = self._receive(min(1.0, max(0.01, deadline - time.monotonic())))
             if flags & (_SYN | _ACK) == _SYN | _ACK:
                 break
@@ -267,14 +291,23 @@ class RawClient:
         self._acknowledged = sequence + 1
         self._send(_ACK, self._sequence)
 
-    def send_old(self, data: bytes) -> None:
-        self._send(_ACK | _PSH, self._sequence - len(data), data)
-
-    def send_reversed(self, segments: Sequence[bytes]) -> None:
-        at = self._sequence + sum(map(len, segments))
-        for segment in reversed(segments):
-            at -= len(segment)
-            self._send(_ACK | _PSH, at, segment)
+    def send(self, segment: Segment) -> None:
+        at = self.start + segment.at
+        match segment.kind:
+            case "plain":
+                self._send(_ACK | _PSH, at, segment.data)
+            case "md5":
+                self._send(_ACK | _PSH, at, segment.data, options=_MD5_OPTION)
+            case "checksum":
+                self._send(_ACK | _PSH, at, segment.data, damage=1)
+            case "no ack":
+                self._send(_PSH, at, segment.data)
+            case "urgent":
+                self._send(_ACK | _PSH | _URG, at, segment.data, urgent=len(segment.data))
+            case "syn":
+                self._send(_SYN, at - 1, segment.data)
+            case "md5 syn":
+                self._send(_SYN, at - 1, segment.data, options=_MD5_OPTION)
 
     def answer(self, seconds: float) -> bytes:
         """The first payload that comes within the time, or nothing."""
@@ -285,22 +318,32 @@ class RawClient:
                 return payload
         return b""
 
-    def _send(self, flags: int, sequence: int, payload: bytes = b"") -> None:
+    def _send(
+        self,
+        flags: int,
+        sequence: int,
+        payload: bytes = b"",
+        *,
+        options: bytes = b"",
+        urgent: int = 0,
+        damage: int = 0,
+    ) -> None:
         tcp = struct.pack(
             ">HHIIBBHHH",
             self.port,
             self._target_port,
             sequence,
-            self._acknowledged,
-            5 << 4,
+            self._acknowledged if flags & _ACK else 0,
+            5 + len(options) // 4 << 4,
             flags,
             65535,
             0,
-            0,
+            urgent,
         )
+        tcp += options
         length = len(tcp) + len(payload)
         pseudo = b"".join(self._ends) + struct.pack(">II" if self._v6 else ">HH", *self._pseudo(length))
-        checksum = _checksum(pseudo + tcp + payload)
+        checksum = _checksum(pseudo + tcp + payload) ^ damage
         tcp = tcp[:16] + struct.pack(">H", checksum) + tcp[18:]
         if self._v6:
             ip = struct.pack(">IHBB", 6 << 28, length, 6, 64) + b"".join(self._ends)
@@ -625,15 +668,16 @@ def _exchanges() -> None:
         print(json.dumps([asdict(outcome) for outcome in pool.map(_play, asked)], default=bytes.hex))
 
 
-def _reversed() -> None:
+def _raw() -> None:
     told = json.load(sys.stdin)
     client = RawClient(told["source"], told["target"], told["port"])
     outcome = Outcome(client.port)
     try:
-        client.connect(PATIENCE)
-        if told["old"]:
-            client.send_old(bytes.fromhex(told["old"]))
-        client.send_reversed([bytes.fromhex(segment) for segment in told["segments"]])
+        for at, data, kind in told["early"]:
+            client.send(Segment(at, bytes.fromhex(data), kind))
+        client.connect(PATIENCE, bytes.fromhex(told["syn_data"]))
+        for at, data, kind in told["segments"]:
+            client.send(Segment(at, bytes.fromhex(data), kind))
         answer = client.answer(told["seconds"])
         outcome.answers.append([answer] if answer else [])
     except TimeoutError as error:
@@ -643,14 +687,14 @@ def _reversed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("exchange", "reversed", "serve", "echo", "converse"))
+    parser.add_argument("what", choices=("exchange", "raw", "serve", "echo", "converse"))
     parser.add_argument("argument", nargs="?", default="")
     asked = parser.parse_args()
     match asked.what:
         case "exchange":
             _exchanges()
-        case "reversed":
-            _reversed()
+        case "raw":
+            _raw()
         case "serve":
             serve_conversations()
         case "echo":

@@ -6,7 +6,7 @@ For each way, the same with another name passes: what blocks is the name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -85,6 +85,16 @@ def old(talk: Tcp, data: bytes, rest: bytes = b"", *, syn: int | None = None) ->
     return talk
 
 
+def overlapping(dport: int, data: bytes, parts: Sequence[tuple[int, int]]) -> Tcp:
+    """Parts of the data, and then all of them."""
+    talk = connection(dport)
+    start = talk._seq["c"]
+    for begin, end in [*parts, (0, len(data))]:
+        talk._seq["c"] = start + begin
+        talk.segment("c", PSH | ACK, data[begin:end])
+    return talk
+
+
 GOOD = http_request("good.example")
 
 
@@ -151,6 +161,18 @@ WAYS: dict[str, Callable[[str], Tcp]] = {
     "TLS, an old hello in front": lambda name: old(
         connection(443), client_hello("good.example"), client_hello(name)
     ),
+    # Bytes that come twice, the second time with more behind them
+    **{
+        f"TLS, {at} bytes and then all": lambda name, at=at: overlapping(443, client_hello(name), [(0, at)])
+        for at in (1, 5, 9, 43, 60)
+    },
+    "TLS, from the middle and then all": lambda name: overlapping(443, client_hello(name), [(9, 40)]),
+    "TLS, growing": lambda name: overlapping(443, client_hello(name), [(0, 5), (0, 20), (0, 60)]),
+    "TLS, overlapping": lambda name: overlapping(443, client_hello(name), [(20, 60), (0, 30)]),
+    **{
+        f"{at} bytes and then all": lambda name, at=at: overlapping(80, http_request(name), [(0, at)])
+        for at in (1, 3, 20)
+    },
     "TLS reversed": lambda name: swapped(connection(443).client(client_hello(name), 100), 4),
 }  # fmt: skip
 

@@ -46,7 +46,7 @@ class FakeQueue:
 class Engine:
     late = False
     share = 0
-    rewritten = None
+    rewritten = b""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
