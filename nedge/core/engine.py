@@ -44,7 +44,7 @@ from nedge.core.watch import DnsWatch, HttpWatch, parse_dns_query
 
 # Members of enumerations are slow to look up; these are asked for with every packet.
 _NONE, _PASS, _WATCH, _UPDATED = Share.NONE, Share.PASS, Share.WATCH, Hook.PROTOCOL_UPDATED
-_SYN_ACK, _FIN_RST = SYN | ACK, FIN | RST
+_SYN_ACK, _FIN_RST, _KINDS = SYN | ACK, FIN | RST, SYN | ACK | FIN | RST
 _OPENED, _DONE = Handshake.SYN, Handshake.DONE
 TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
@@ -189,10 +189,13 @@ class Engine:
         if flags & ACK and flow.handshake is not _DONE and tracked and self.remark is not None:
             flow.infer_handshake(packet, from_client)
         flow.count(packet, from_client, now)
+        tells = True
         if flow.proto == TCP:
             if not from_client:
                 if flow.unconfirmed is not None and flags & ACK and _came_from_server(flow, port):
                     flow.unconfirmed.confirm(acknowledged(packet))
+                tells = self.remark is None or packet.payload_length > 0 or flags & _KINDS != ACK
+                flow.bare_acks += not tells
             elif packet.payload_length and (flow.looking or flow.unconfirmed is not None):
                 first = self._first_copy(flow, packet)
                 if first is None:
@@ -201,7 +204,7 @@ class Engine:
                 packet = first
         if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
-        if flow.looking:
+        if flow.looking and tells:
             if mac:
                 (flow.client if from_client else flow.server).mac = mac
             try:

@@ -98,6 +98,7 @@ class Flow:
         "alerted_score",
         "alerted_status",
         "allowed",
+        "bare_acks",
         "blacklisted",
         "bytes_rcvd",
         "bytes_sent",
@@ -176,6 +177,8 @@ class Flow:
         self.server = server
         self.first_seen = self.last_seen = now
         self.packets_sent = self.packets_rcvd = 0
+        self.bare_acks = 0
+        """Of these, packets that only said what the server has, and were not looked into."""
         self.bytes_sent = self.bytes_rcvd = 0
         """IP lengths."""
         self.goodput_sent = self.goodput_rcvd = 0

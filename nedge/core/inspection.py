@@ -161,13 +161,13 @@ class Inspector:
                 self.on_news(flow, Hook.PROTOCOL_DETECTED)
             dpi = flow.dpi
             if dpi is not None and flow.detected:
-                over = flow.packets > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
+                over = flow.packets - flow.bare_acks > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
                 enough = from_client and not self.http_answers and _has_asked(flow)
                 if over or (classified and (enough or not dpi.more_possible())):
                     told = new or flow.requests != requests  # the hooks have just seen all there is
                     if self._finish(flow) and not told:
                         self.on_news(flow, Hook.PROTOCOL_UPDATED)
-        if not flow.detected and flow.packets >= self.detection_packets:
+        if not flow.detected and flow.packets - flow.bare_acks >= self.detection_packets:
             self.stop_waiting(flow)
             self.on_news(flow, Hook.PROTOCOL_DETECTED)
 
