@@ -21,7 +21,10 @@ Record = Mapping[str, Any]
 _PIPE_WIDTH = 160
 _ROW_STYLES = {"drop": "red", "reject": "yellow"}
 _HEALTH_STYLES = {"ok": "green", "starting": "yellow", "silent": "red", "restarting": "red"}
-_OF_TRAFFIC = ("midstream", "unclassified", "fragments", "malformed_")
+_OF_TRAFFIC = (
+    "midstream", "unclassified", "fragments", "malformed_", "bad_checksums", "syn_data", "other_copies",
+    "early_data", "urgent_data",
+)  # fmt: skip
 """Counters of failures that lie in the traffic."""
 _FLOW_SORTS: dict[FlowSort, Callable[[Record], float]] = {
     FlowSort.START: lambda flow: flow["start"],

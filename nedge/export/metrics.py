@@ -73,6 +73,14 @@ _FAILURES = {
     "conntrack_events_lost": "conntrack_events_lost",
 }
 """Figure of a worker -> cause, as the configuration calls it."""
+_FORGED = {
+    "bad_checksums": "bad_checksum",
+    "syn_data": "syn_data",
+    "other_copies": "other_copy",
+    "early_data": "early_data",
+    "urgent_data": "urgent_data",
+}
+"""Figure of a worker -> what is odd about a packet."""
 _QUEUE = {"queue_full": "full", "queue_lost": "not_read"}
 _ELSEWHERE = frozenset(("events_lost",))
 _MALFORMED = "malformed_"
@@ -237,6 +245,7 @@ def _traffic(workers: _Workers) -> Iterator[Metric]:
                 figure in _COUNTERS
                 or figure in _GAUGES
                 or figure in _FAILURES
+                or figure in _FORGED
                 or figure in _ELSEWHERE
                 or figure.startswith(_MALFORMED)
             ):
@@ -270,6 +279,11 @@ def _failures(workers: _Workers) -> Iterator[Metric]:
     failures = CounterMetricFamily(
         "nedge_failures", "What failed, by cause; see [failures].", labels=["worker", "cause"]
     )
+    forged = CounterMetricFamily(
+        "nedge_forged_packets",
+        "Packets that their receiver may not take as they came: dropped, or made unambiguous. By kind.",
+        labels=["worker", "kind"],
+    )
     malformed = CounterMetricFamily(
         "nedge_malformed_packets", "Packets that contradict themselves, by kind.", labels=["worker", "kind"]
     )
@@ -277,10 +291,13 @@ def _failures(workers: _Workers) -> Iterator[Metric]:
         for figure, cause in _FAILURES.items():
             if figure in worker.figures:
                 failures.add_metric([str(number), cause], worker.figures[figure])
+        for figure, kind in _FORGED.items():
+            if figure in worker.figures:
+                forged.add_metric([str(number), kind], worker.figures[figure])
         for figure, value in worker.figures.items():
             if figure.startswith(_MALFORMED):
                 malformed.add_metric([str(number), figure.removeprefix(_MALFORMED)], value)
-    yield from (failures, malformed)
+    yield from (failures, forged, malformed)
 
 
 def _gateway_failures(snapshot: Snapshot, own: dict[str, int]) -> Metric:

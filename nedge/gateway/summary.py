@@ -21,7 +21,8 @@ LOSSES = (
     "history_lost",
 )  # fmt: skip
 FAILURES = (
-    "midstream", "unclassified", "fragments", "table_full", "script_errors", "script_timeouts",
+    "midstream", "unclassified", "fragments", "bad_checksums", "syn_data", "other_copies", "early_data",
+    "urgent_data", "table_full", "script_errors", "script_timeouts",
     "scripts_aside", "dpi_errors", "engine_errors", "rejects_failed", "rejects_limited",
     "conntrack_dumps_failed", "worker_restarts", "exporter_restarts", "rules_restored",
     "bridge_restored", "restore_failures",

@@ -188,6 +188,7 @@ def test_what_is_told(told: str) -> None:
     assert value("nedge_scripts_aside") == 0
     assert value("nedge_failures_total", cause="conntrack_events_lost") == 4
     assert sum(number for _, number in found["nedge_malformed_packets_total"]) == 2
+    assert value("nedge_forged_packets_total", kind="other_copy") == 0
     assert value("nedge_queue_dropped_packets_total", reason="full") == 2
     assert value("nedge_queue_dropped_packets_total", reason="not_read") == 1
     assert value("nedge_script_calls_total", script="block") == 2
@@ -268,7 +269,7 @@ def test_no_failure_of_the_gateway_is_left_out() -> None:
     counters = ControlServer(Path("socket"), None, SimpleNamespace()).counters  # type: ignore[arg-type]
     told = {*module._GATEWAY, *module._CONTROL, *module._GATEWAY_FAILURES, *module._EXPORTER_FAILURES}
     assert {f"control_{name}" for name in counters} <= told
-    of_workers = {*module._FAILURES, *module._GAUGES}
+    of_workers = {*module._FAILURES, *module._FORGED, *module._GAUGES}
     elsewhere = {
         "rejects_failed", "rejects_limited", "conntrack_dumps_failed",  # nedge_worker_figure
         "worker_restarts", "exporter_restarts", "eve_failures", "history_failures",

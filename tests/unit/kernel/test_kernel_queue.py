@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nedge.kernel import queue
-from nedge.kernel.queue import BATCH, PacketQueue, QueueStats, parse_stats
+from nedge.kernel.queue import BATCH, REWRITE, PacketQueue, QueueStats, parse_stats
 
 ACCEPT, DROP, REPEAT = 1, 0, 4
 
@@ -19,6 +19,14 @@ class FakePacket:
     def __init__(self, number: int, data: bytes, mac: bytes | None) -> None:
         self.id, self._data, self._mac = number, data, mac
         self.physindev = 7
+        self.content: bytes | None = None
+        """What it was accepted with."""
+
+    def set_payload(self, content: bytes) -> None:
+        self.content = content
+
+    def accept(self) -> None:
+        assert self.content is not None
 
     def get_payload(self) -> bytes:
         return self._data
@@ -80,11 +88,18 @@ class Bench:
         self.fake = FakeNetfilterQueue()
         self.errors: list[BaseException] = []
         self.judged: list[tuple[bytes, bytes]] = []
+        self.content = b"changed"
         monkeypatch.setattr(queue, "NetfilterQueue", lambda: self.fake)
         monkeypatch.setattr(queue, "read_stats", dict)
         monkeypatch.setattr(PacketQueue, "_set_flags", lambda self, flags: None)
         self.queue = PacketQueue(
-            5, self.judge, length=100, fail_open=fail_open, on_error=self.errors.append, mark_mask=0xFFFFFF00
+            5,
+            self.judge,
+            length=100,
+            fail_open=fail_open,
+            on_error=self.errors.append,
+            mark_mask=0xFFFFFF00,
+            rewritten=lambda: self.content,
         )
         self.number = 0
 
@@ -92,6 +107,8 @@ class Bench:
         self.judged.append((data, mac))
         if data == b"raise":
             raise SystemExit("out of the judge")
+        if data == b"change":
+            return REWRITE
         return 2 if data == b"bad" else int(data, 16) if data.startswith(b"0x") else 0
 
     def arrive(self, *packets: bytes, mac: bytes | None = None) -> None:
@@ -165,6 +182,18 @@ def test_an_exception_costs_no_packet_its_verdict(
     assert bench.drain() == [(verdict, 1), (DROP, 2), (ACCEPT, 3)]
     assert [str(error) for error in bench.errors] == ["out of the judge"]
     bench.close()
+
+
+def test_a_packet_goes_on_with_another_content_behind_those_before_it(bench: Bench) -> None:
+    sent: list[tuple[int, ...]] = []
+    bench.arrive(b"ok", b"bad", b"change", b"bad")
+    changed = bench.fake.waiting[2]
+    changed.accept = lambda: sent.extend(bench.fake.sent())  # type: ignore[method-assign]
+    assert bench.drain() == [(DROP, 4)]
+    assert (changed.content, sent) == (b"changed", [(ACCEPT, 1), (DROP, 2)])
+    bench.content = b""  # there is none: it goes on as it is
+    bench.arrive(b"change")
+    assert bench.drain() == [(ACCEPT, 5)]
 
 
 def test_the_kernels_counters() -> None:
