@@ -35,7 +35,7 @@ options = json.loads(sys.argv[1])
 word, port = options["word"].encode(), options["port"].to_bytes(2)
 macs, rejected, ports, spent, count, largest = {}, set(), set(), 0.0, 0, 0
 
-def judge(data, mac, vlan, tracked, port):
+def judge(data, mac, vlan, tracked, in_port):
     packet = decode(data)
     if not isinstance(packet, Packet):
         return 0
