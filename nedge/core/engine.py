@@ -14,7 +14,7 @@ from nedge.core.events import FlowEnded, Sink, ignore
 from nedge.core.flow import SEVERAL, EndReason, Flow, Handshake, Share
 from nedge.core.hooks import Hook, NoScripts, ScriptRunner
 from nedge.core.hosts import Directory, HostBook
-from nedge.core.inspection import Inspector, NameLists
+from nedge.core.inspection import MAX_INSPECTED, Inspector, NameLists
 from nedge.core.judge import Judge
 from nedge.core.limits import Counters, Limits
 from nedge.core.offload import account, share_of
@@ -36,6 +36,7 @@ from nedge.core.packet import (
     ahead,
     decode,
 )
+from nedge.core.quic import connection_id
 from nedge.core.rewrite import URG, checksum_holds, is_whole, with_payload
 from nedge.core.table import FlowTable
 from nedge.core.unconfirmed import Unconfirmed
@@ -168,7 +169,10 @@ class Engine:
         key, flags = packet.key, packet.flags
 
         flow = self.table.get(key)
-        if flow is None or ((flags & SYN or flow.verdict.action) and self._starts_anew(flow, packet, now)):
+        if flow is None or (
+            (flags & SYN or flow.verdict.action or (flow.proto == UDP and not flow.answered))
+            and self._starts_anew(flow, packet, now)
+        ):
             flow = self._open(packet, now, port)
             if flow is None:
                 counters.table_full += 1
@@ -202,6 +206,8 @@ class Engine:
                     flow.dropped_packets += 1
                     return self._without_flow(Action.DROP)
                 packet = first
+        elif not from_client and not flow.answered and _came_from_server(flow, port):
+            flow.answered = True
         if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
         if flow.looking and tells:
@@ -248,14 +254,15 @@ class Engine:
                 or flow.share is not Share.NONE
                 or (bool(flow.verdict.action) and packet.seq != flow.isn)
             )
-        else:
+        elif flow.proto != UDP or flow.operator is not Operator.NONE:
+            anew = False
+        elif flow.verdict.action and isinstance(flow.watch, DnsWatch):
             # A blocked query does not take the next one on its socket along: each is judged by itself.
-            anew = (
-                flow.proto == UDP
-                and isinstance(flow.watch, DnsWatch)
-                and flow.operator is Operator.NONE
-                and parse_dns_query(packet.payload_bytes()) is not None
-            )
+            anew = parse_dns_query(packet.payload_bytes()) is not None
+        else:
+            # A client that tries another connection has had no answer: the one before may not have arrived.
+            other = connection_id(packet.payload_bytes())
+            anew = not flow.answered and other not in (b"", flow.quic_id) and packet.key == flow.key
         if anew:
             self._end(flow, now, EndReason.REPLACED)
         return anew
@@ -327,6 +334,8 @@ class Engine:
             self.counters.midstream += 1
             if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
                 flow.failures = (Failure.MIDSTREAM,)
+        elif packet.proto == UDP:
+            flow.quic_id = connection_id(packet.payload_bytes())
         if packet.proto in (ICMP, ICMPV6) and packet.flaw is None:
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
         self.table.add(flow)
@@ -424,6 +433,8 @@ class Engine:
         share = self._share(flow)
         if share is not _NONE and share is not _WATCH and flow.looking:
             self.inspector.let_go(flow)
+        if share is _PASS and flow.proto == UDP and not flow.answered and flow.packets <= MAX_INSPECTED[UDP]:
+            return _NONE
         unconfirmed = flow.unconfirmed
         if unconfirmed is not None and share is not _NONE:
             if (share is _PASS and not unconfirmed.settled()) or (

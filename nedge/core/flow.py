@@ -98,6 +98,7 @@ class Flow:
         "alerted_score",
         "alerted_status",
         "allowed",
+        "answered",
         "bare_acks",
         "blacklisted",
         "bytes_rcvd",
@@ -138,6 +139,7 @@ class Flow:
         "packets_sent",
         "port",
         "proto",
+        "quic_id",
         "renamed",
         "requests",
         "risks",
@@ -194,6 +196,10 @@ class Flow:
         """Number of the client's SYN; of several the answered one, or SEVERAL; -1 if none was seen."""
         self.port = 0
         """Of the bridge, that the client's packets come by; 0 if that is not known."""
+        self.answered = False
+        """Not of TCP: the server has sent something."""
+        self.quic_id = b""
+        """Version and connection id of a QUIC client's first datagram."""
         self.unconfirmed: Unconfirmed | None = None
         """What the client sent and the server has not confirmed, while it matters."""
         self.tcp_flags = 0

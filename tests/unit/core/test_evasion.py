@@ -16,11 +16,13 @@ from kit import (
     SYN,
     Packet,
     Tcp,
+    Udp,
     client_hello,
     dns_query,
     http_request,
     http_response,
     judge,
+    quic_initial,
     require_library,
 )
 
@@ -190,6 +192,30 @@ def test_blocked_name_is_found(way: str, library: str) -> None:
         assert in_order_of_time(talk.packets)
         judged = judge(talk.packets, TOML, ["blocked_hostname"], library)
         assert (name, [judged.actions[-1].label, judged.verdict]) == (name, [verdict, verdict])
+
+
+def udp_datagram(payload: bytes, time: float) -> Packet:
+    talk = Udp(dport=443, start=time).client(payload)
+    return talk.packets[0]
+
+
+@pytest.mark.parametrize("library", ["system", "nfstream"])
+@pytest.mark.parametrize("decoy", ["another connection", "junk", "NTP"])
+def test_a_quic_client_that_tries_again_is_judged_again(decoy: str, library: str) -> None:
+    """Its server may never have got the first."""
+    require_library(library)
+    for name, verdict in (("bad.example", "drop"), ("fine.example", "pass")):
+        real = quic_initial(name)
+        first = {
+            "another connection": quic_initial("good.example"),
+            "junk": [real[0]._replace(data=udp_datagram(bytes(60), 0).data)],
+            "NTP": [real[0]._replace(data=udp_datagram(b"\x23" + bytes(47), 0).data)],
+        }[decoy]
+        packets = [*first, *(packet._replace(time=packet.time + 1) for packet in real)]
+        ports = {packet.data[20:24] for packet in packets}
+        assert len(ports) == 1, ports
+        judged = judge(packets, TOML, ["blocked_hostname"], library)
+        assert judged.actions[-1].label == verdict
 
 
 @pytest.mark.parametrize("flags", [PSH | ACK])

@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from core_kit import ACK, FIN, PSH, RST, SYN, T0, Rig, StubClassifier, StubScripts, ip4, udp
+from core_kit import (
+    ACK,
+    CLIENT,
+    FIN,
+    PSH,
+    RST,
+    SERVER,
+    SSH,
+    SYN,
+    T0,
+    Rig,
+    StubClassifier,
+    StubScripts,
+    ip4,
+    udp,
+)
 from test_engine import ask, block_names, c2s, ended, handshake, open_tcp, s2c, the_flow
 
 from nedge.core.engine import Engine
@@ -15,6 +30,7 @@ from nedge.core.limits import Limits
 from nedge.core.lists import DomainSet
 from nedge.core.marks import Marks, is_mask
 from nedge.core.packet import Packet, decode, reverse_key
+from nedge.core.quic import connection_id
 from nedge.core.rewrite import with_payload
 from nedge.core.verdict import Operator, Policy
 
@@ -119,6 +135,59 @@ def test_a_request_is_inspected_with_its_body_and_scripts_hear_of_it() -> None:
     assert not scripts.calls
     assert share(rig, c2s(b"def", PSH | ACK, seq=103 + len(head))) is Share.WATCH
     assert len(scripts.calls) == 1
+
+
+NTP = b"\x23" + bytes(47)
+
+
+def test_udp_is_left_to_the_kernel_once_its_server_has_answered() -> None:
+    rig, _ = offloading(classifier=StubClassifier(lambda packet: SSH << 16))
+    there = ip4(17, udp(NTP, dport=123))
+    back = ip4(17, udp(NTP, sport=123, dport=40000), SERVER, CLIENT)
+    for data, port, expected in (
+        (there, 3, Share.NONE),
+        (back, 3, Share.NONE),  # forged: it came by the client's port
+        (there, 3, Share.NONE),
+        (back, 4, Share.PASS),
+    ):
+        rig.engine.packet(data, T0, port=port)
+        assert rig.engine.share is expected
+
+
+def test_udp_that_nobody_answers_is_left_to_the_kernel_in_the_end() -> None:
+    rig, _ = offloading(classifier=StubClassifier(lambda packet: SSH << 16))
+    shares = [share(rig, ip4(17, udp(NTP, dport=123))) for _ in range(30)]
+    assert shares == [Share.NONE] * 24 + [Share.PASS] * 6
+
+
+LONG = b"\xc3\0\0\0\x01\x08"
+
+
+def test_another_quic_connection_is_a_new_flow_until_there_is_an_answer() -> None:
+    rig, _ = offloading(classifier=StubClassifier(lambda packet: SSH << 16))
+    for ids in (b"a" * 8, b"a" * 8, b"b" * 8):
+        rig.feed(ip4(17, udp(LONG + ids + bytes(50), dport=443)))
+    assert ended(rig) == [(EndReason.REPLACED, 0.0)]
+    rig.feed(ip4(17, udp(LONG + b"c" * 8 + bytes(50), sport=443, dport=40000), SERVER, CLIENT))
+    rig.feed(ip4(17, udp(LONG + b"c" * 8 + bytes(50), dport=443)))  # it goes by the server's id now
+    assert len(ended(rig)) == 1
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        (LONG + b"12345678rest", LONG[1:] + b"12345678"),
+        (b"\xc0\x6b\x33\x43\xcf\x00rest", b"\x6b\x33\x43\xcf\x00"),
+        (b"\xc0\xff\0\0\x1d\x01x", b"\xff\0\0\x1d\x01x"),
+        (b"\xc3\0\0\0\x01\x15" + bytes(40), b""),  # no such long ids
+        (b"\xc3\0\0\0\x01", b""),
+        (b"\x43\0\0\0\x01\x08" + bytes(40), b""),  # a short header
+        (b"\x80\x60\x12\x34\0\0" + bytes(40), b""),  # RTP
+        (b"", b""),
+    ],
+)
+def test_quic_connection_ids(payload: bytes, expected: bytes) -> None:
+    assert connection_id(payload) == expected
 
 
 def test_dns_answers_are_looked_at() -> None:
