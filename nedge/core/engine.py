@@ -11,12 +11,13 @@ from dataclasses import fields
 from itertools import islice
 
 from nedge.core.events import FlowEnded, Sink, ignore
-from nedge.core.flow import SEVERAL, EndReason, Flow, Handshake, Share
+from nedge.core.flow import EndReason, Flow, Handshake, Share
 from nedge.core.hooks import Hook, NoScripts, ScriptRunner
 from nedge.core.hosts import Directory, HostBook
-from nedge.core.inspection import MAX_INSPECTED, Inspector, NameLists
+from nedge.core.inspection import Inspector, NameLists
 from nedge.core.judge import Judge
 from nedge.core.limits import Counters, Limits
+from nedge.core.normalizer import Normalizer
 from nedge.core.offload import account, share_of
 from nedge.core.packet import (
     ACK,
@@ -32,16 +33,12 @@ from nedge.core.packet import (
     Fragment,
     Malformed,
     Packet,
-    acknowledged,
-    ahead,
     decode,
 )
 from nedge.core.quic import connection_id
-from nedge.core.rewrite import URG, checksum_holds, is_whole, with_payload
 from nedge.core.table import FlowTable
-from nedge.core.unconfirmed import Unconfirmed
 from nedge.core.verdict import Action, Failure, Operator, Policy
-from nedge.core.watch import DnsWatch, HttpWatch, parse_dns_query
+from nedge.core.watch import DnsWatch, parse_dns_query
 
 # Members of enumerations are slow to look up; these are asked for with every packet.
 _NONE, _PASS, _WATCH, _UPDATED = Share.NONE, Share.PASS, Share.WATCH, Hook.PROTOCOL_UPDATED
@@ -51,8 +48,6 @@ TICK = 30.0
 """Seconds between two periodicUpdates of a flow."""
 MISSED_SECONDS = 60.0
 """Between two looks whether the kernel still has a flow that it took over."""
-ASK_BYTES = 8 * 1024
-"""Unconfirmed bytes of a watched flow's client after which what the server sends comes up again."""
 
 
 class Engine:
@@ -68,14 +63,10 @@ class Engine:
         limits: Limits | None = None,
         sink: Sink = ignore,
         remark: Callable[[Flow], None] | None = None,
-        await_answer: Callable[[Flow], bool] | None = None,
-        inline: bool = False,
         first_id: int = 1,
     ) -> None:
         """`remark`: there is a kernel that takes flows over; called when the share it was given changes.
 
-        `await_answer`: that kernel is to send up what answers the flow's SYN; gives whether it will.
-        `inline`: what happens to packets is up to us, so that data in SYNs can be taken out.
         `first_id`: flows are numbered from here; other engines may have other numbers.
         """
         self.inspector = inspector
@@ -86,6 +77,7 @@ class Engine:
         """Counts changes of policy."""
         self.table = FlowTable(self.limits.max_flows)
         self.counters = Counters()
+        self.normalizer = Normalizer(self.counters)
         self.now = 0.0
         """The latest time seen; it never goes back."""
         self.slice: int | None = None
@@ -94,10 +86,6 @@ class Engine:
         """What the kernel shall do from now on with the flow of the latest packet; NONE also if it knows."""
         self._sink = sink
         self.remark = remark
-        self.await_answer = await_answer
-        self.inline = inline
-        self.rewritten = b""
-        """What goes on in the latest packet's place; empty if that does itself."""
         self._readings = self._last_reading = 0
         """Number of the latest reading of the kernel's counters, and of the latest that was whole."""
         self._next_id = first_id
@@ -135,7 +123,7 @@ class Engine:
         tracked: bool = True,
         port: int = 0,
     ) -> Action:
-        """Judge one packet. If it passes, and `rewritten` is not empty, that goes on in its place.
+        """Judge one packet. If it passes, and `normalizer.rewritten` is not empty, that goes on in its place.
 
         `data`: from the IP header on. `now`: epoch seconds. `mac`: of its sender on this segment, if known.
         `wire_length`: bytes there were on the wire from the IP header on (see `packet.decode`).
@@ -148,7 +136,8 @@ class Engine:
             self.advance(now)
         self.now = now
         self.share = _NONE
-        self.rewritten = b""
+        normalizer = self.normalizer
+        normalizer.rewritten = b""
         counters = self.counters
         counters.packets += 1
 
@@ -158,14 +147,11 @@ class Engine:
         counters.bytes += packet.ip_length
         if packet.flaw is not None:
             counters.malformed[packet.flaw] += 1
-        if not tracked and not checksum_holds(packet):  # the kernel had its reason; its receiver has it too
-            counters.bad_checksums += 1
-            return self._without_flow(Action.DROP)
-        if packet.flags & SYN and packet.payload_length and self.inline and not packet.flags & ACK:
-            bare = self._without_data(packet)
-            if bare is None:
+        if packet.flags & SYN or not tracked:
+            normal = normalizer.before_flow(packet, tracked=tracked)
+            if normal is None:
                 return self._without_flow(Action.DROP)
-            packet = bare
+            packet = normal
         key, flags = packet.key, packet.flags
 
         flow = self.table.get(key)
@@ -187,27 +173,22 @@ class Engine:
                 flow.turn_round(packet.seq, port)
                 from_client = True
             elif from_client and flow.handshake is _OPENED and packet.seq != flow.isn:
-                self._opened_again(flow, packet.seq)
-        elif flags & SYN and not from_client and _came_from_server(flow, port):
-            self._answered(flow, acknowledged(packet))
+                normalizer.opened_again(flow, packet.seq)
         if flags & ACK and flow.handshake is not _DONE and tracked and self.remark is not None:
             flow.infer_handshake(packet, from_client)
         flow.count(packet, from_client, now)
         tells = True
-        if flow.proto == TCP:
-            if not from_client:
-                if flow.unconfirmed is not None and flags & ACK and _came_from_server(flow, port):
-                    flow.unconfirmed.confirm(acknowledged(packet))
-                tells = self.remark is None or packet.payload_length > 0 or flags & _KINDS != ACK
-                flow.bare_acks += not tells
-            elif packet.payload_length and (flow.looking or flow.unconfirmed is not None):
-                first = self._first_copy(flow, packet)
-                if first is None:
-                    flow.dropped_packets += 1
-                    return self._without_flow(Action.DROP)
-                packet = first
-        elif not from_client and not flow.answered and _came_from_server(flow, port):
-            flow.answered = True
+        if not from_client:
+            normalizer.from_server(flow, packet, port)
+            if flags & _KINDS == ACK and not packet.payload_length and self.remark is not None:
+                flow.bare_acks += 1
+                tells = False
+        elif packet.payload_length and flow.proto == TCP and (flow.looking or flow.unconfirmed is not None):
+            normal = normalizer.from_client(flow, packet)
+            if normal is None:
+                flow.dropped_packets += 1
+                return self._without_flow(Action.DROP)
+            packet = normal
         if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
         if flow.looking and tells:
@@ -220,10 +201,10 @@ class Engine:
 
         action = flow.verdict.action
         if self.remark is not None:
-            if (flow.detected or action) and packet.flaw is None and not self.rewritten:
+            if (flow.detected or action) and packet.flaw is None and not normalizer.rewritten:
                 self.share = self._hand_over(flow)
-        elif flow.unconfirmed is not None and not flow.looking and flow.unconfirmed.settled():
-            flow.unconfirmed = None
+        elif flow.unconfirmed is not None and not flow.looking:
+            normalizer.allows(flow, _PASS)
         if packet.flaw is not None:
             action = action or self.limits.malformed
         if action:
@@ -266,56 +247,6 @@ class Engine:
         if anew:
             self._end(flow, now, EndReason.REPLACED)
         return anew
-
-    # What the server takes
-
-    def _without_data(self, packet: Packet) -> Packet | None:
-        """A SYN without the data that came in it, or None if it cannot go on.
-
-        The server may throw them away, and then takes others; the client sends them again (RFC 7413, 3).
-        """
-        self.counters.syn_data += 1
-        return self._rewrite(packet, b"")
-
-    def _opened_again(self, flow: Flow, number: int) -> None:
-        """Another SYN, which the server may take or not: its answer will tell."""
-        if self.await_answer is not None and self.await_answer(flow):
-            flow.isn = SEVERAL
-        elif ahead(number, flow.isn) < 0:
-            flow.isn = number
-
-    def _answered(self, flow: Flow, number: int) -> None:
-        """The server's SYN confirms the client's, by this number."""
-        isn = (number - 1) & 0xFFFFFFFF
-        if isn != flow.isn:
-            flow.start_at(isn)
-
-    def _first_copy(self, flow: Flow, packet: Packet) -> Packet | None:
-        """A client's segment with what it sent there first, or None if that cannot go on in its place."""
-        if flow.isn == SEVERAL:
-            self.counters.early_data += 1
-            return None
-        unconfirmed = flow.unconfirmed
-        if unconfirmed is None:
-            unconfirmed = flow.unconfirmed = Unconfirmed(flow.isn)
-        watch = flow.watch
-        telling = flow.looking and not (isinstance(watch, HttpWatch) and watch.skips(packet))
-        first = unconfirmed.take(packet, telling=telling)
-        if first is not None:
-            self.counters.other_copies += 1
-            return self._rewrite(packet, first) if first else None
-        if packet.flags & URG:
-            self.counters.urgent_data += 1
-            return self._rewrite(packet, packet.payload_bytes())
-        return packet
-
-    def _rewrite(self, packet: Packet, payload: bytes) -> Packet | None:
-        if not is_whole(packet):
-            return None
-        self.rewritten = with_payload(packet, payload)
-        changed = decode(self.rewritten, packet.key[0] << 8 | packet.key[1])
-        assert isinstance(changed, Packet)
-        return changed
 
     def _open(self, packet: Packet, now: float, port: int) -> Flow | None:
         if self.table.full:
@@ -433,20 +364,12 @@ class Engine:
         share = self._share(flow)
         if share is not _NONE and share is not _WATCH and flow.looking:
             self.inspector.let_go(flow)
-        if share is _PASS and flow.proto == UDP and not flow.answered and flow.packets <= MAX_INSPECTED[UDP]:
+        if share is not _NONE and not self.normalizer.allows(flow, share):
+            if flow.share is not _NONE:  # it has to send up what confirms
+                flow.share = _NONE
+                if self.remark is not None:
+                    self.remark(flow)
             return _NONE
-        unconfirmed = flow.unconfirmed
-        if unconfirmed is not None and share is not _NONE:
-            if (share is _PASS and not unconfirmed.settled()) or (
-                share is _WATCH and unconfirmed.kept > ASK_BYTES
-            ):
-                if flow.share is not _NONE:
-                    flow.share = _NONE
-                    if self.remark is not None:
-                        self.remark(flow)
-                return _NONE
-            if share is not _WATCH:
-                flow.unconfirmed = None
         if share is _WATCH and flow.share is _WATCH:
             return _NONE
         if share is not flow.share:
@@ -554,8 +477,3 @@ class Engine:
         self.advance(now)
         for flow in self.table:
             self._end(flow, self.now, EndReason.SHUTDOWN)
-
-
-def _came_from_server(flow: Flow, port: int) -> bool:
-    """Whether a packet with the server's address came by another port than the client's."""
-    return port != flow.port or not port

@@ -85,7 +85,7 @@ class Worker:
         self._rejector = rejector
         self.engine = engine
         engine.slice = SLICE
-        engine.inline = mode == "inline"
+        engine.normalizer.inline = mode == "inline"
         self.mode = mode
         self._offset = offset = _clock_offset()
         self.clock: Callable[[], float] = lambda: offset + time.monotonic()
@@ -130,7 +130,7 @@ class Worker:
             untracked_mark=marks.untracked if marks else 0,
             gso=gso,
             reject=rejector,
-            rewritten=lambda: engine.rewritten,
+            rewritten=lambda: engine.normalizer.rewritten,
             vlan_mask=vlan_mask,
         )
         self.watch(self.queue.fileno(), self.queue.drain)
@@ -164,7 +164,7 @@ class Worker:
                 self._engine_failed(error)
                 return False
 
-        self.engine.remark, self.engine.await_answer = remark, await_answer
+        self.engine.remark, self.engine.normalizer.await_answer = remark, await_answer
 
     @contextlib.contextmanager
     def _gathering(self) -> Iterator[None]:
@@ -195,13 +195,13 @@ class Worker:
         """Packet -> what the queue shall do with it. The hot path."""
         engine, packet, clock = self.engine, self.engine.packet, self.clock
         values = self._values or [0] * len(Share)
-        monitor = self.mode == "monitor"
+        monitor, normalizer = self.mode == "monitor", engine.normalizer
 
         def judge(data: bytes, mac: bytes, vlan: int, tracked: bool, port: int) -> int:
             action = packet(data, clock(), vlan, mac, tracked=tracked, port=port)
             if monitor:
                 return values[engine.share]
-            if engine.rewritten and not action:
+            if normalizer.rewritten and not action:
                 return REWRITE
             return values[engine.share] or action
 

@@ -54,8 +54,8 @@ class Gateway:
         self.rig = Rig(scripts=block_names("bad.example"))
         engine = self.rig.engine
         engine.inspector.detection_packets = 1000
-        engine.remark, engine.await_answer = self._remark, self._await_answer
-        engine.inline = inline
+        engine.remark, engine.normalizer.await_answer = self._remark, self._await_answer
+        engine.normalizer.inline = inline
         self.engine = engine
         self.share = Share.NONE
         self.awaits_answer = False
@@ -86,7 +86,7 @@ class Gateway:
             self.share = self.engine.share
         if action or self.share is Share.DROP:
             return None
-        return self.engine.rewritten or data
+        return self.engine.normalizer.rewritten or data
 
 
 class Server:
@@ -391,9 +391,9 @@ def test_a_wrong_checksum_tells_nothing(tracked: bool) -> None:
 @pytest.mark.parametrize("inline", [True, False])
 def test_data_in_a_syn(inline: bool) -> None:
     rig = Rig()
-    rig.engine.inline = inline
+    rig.engine.normalizer.inline = inline
     assert not rig.feed(client(GOOD, SYN, seq=99, ack=0))
-    changed = rig.engine.rewritten
+    changed = rig.engine.normalizer.rewritten
     assert bool(changed) is inline
     if changed:
         assert decoded(changed).payload_length == 0
@@ -406,7 +406,7 @@ def test_urgent_data_become_usual_ones() -> None:
     rig = Rig()
     rig.feed(client(b"", SYN, seq=99))
     rig.feed(client(GOOD, ACK | PSH | URG))
-    changed = decoded(rig.engine.rewritten)
+    changed = decoded(rig.engine.normalizer.rewritten)
     assert changed.flags == ACK | PSH
     assert changed.payload_bytes() == GOOD
     assert rig.engine.counters.urgent_data == 1

@@ -14,6 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nedge.config import Config
+from nedge.core.limits import Counters
+from nedge.core.normalizer import Normalizer
 from nedge.gateway import worker as module
 from nedge.gateway.link import Link
 from nedge.gateway.rejecting import Rejector
@@ -46,10 +48,10 @@ class FakeQueue:
 class Engine:
     late = False
     share = 0
-    rewritten = b""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.normalizer = Normalizer(Counters())
         self.fails = False
 
     def packet(self, data: bytes, now: float, vlan: int, mac: bytes, /, *, tracked: bool, port: int) -> int:
