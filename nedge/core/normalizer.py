@@ -42,7 +42,7 @@ class Normalizer:
             self._counters.bad_checksums += 1
             return None
         if packet.flags & _SYN_ACK == SYN and packet.payload_length and self.inline:
-            # The server may throw the data away, and take others then. The client sends them again (RFC 7413).
+            # The server may throw them away, and take others then. The client sends them again (RFC 7413).
             self._counters.syn_data += 1
             return self._rewrite(packet, b"")
         return packet
