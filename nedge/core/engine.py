@@ -137,7 +137,7 @@ class Engine:
         self.now = now
         self.share = _NONE
         normalizer = self.normalizer
-        normalizer.rewritten = b""
+        normalizer.rewritten, normalizer.awaits_answer = b"", False
         counters = self.counters
         counters.packets += 1
 
@@ -159,10 +159,20 @@ class Engine:
             (flags & SYN or flow.verdict.action or (flow.proto == UDP and not flow.answered))
             and self._starts_anew(flow, packet, now)
         ):
+            if (
+                flow is None
+                and flags & _KINDS == ACK
+                and not packet.payload_length
+                and self.remark is not None
+            ):
+                return Action.PASS  # of a flow that is forgotten; who the client is, it does not tell
+            again = flow is not None
             flow = self._open(packet, now, port)
             if flow is None:
                 counters.table_full += 1
                 return self._without_flow(self.limits.table_full)
+            if again and flags & SYN and not normalizer.opened_again(flow, packet.seq):
+                return self._without_flow(Action.DROP)
 
         elif flow.epoch != self.epoch:
             self._judge_anew(flow, now)
@@ -172,8 +182,14 @@ class Engine:
             if not from_client and flow.may_turn_round:
                 flow.turn_round(packet.seq, port)
                 from_client = True
-            elif from_client and flow.handshake is _OPENED and packet.seq != flow.isn:
-                normalizer.opened_again(flow, packet.seq)
+            elif (
+                from_client
+                and flow.handshake is _OPENED
+                and packet.seq != flow.isn
+                and not normalizer.awaits_answer
+                and not normalizer.opened_again(flow, packet.seq)
+            ):
+                return self._without_flow(Action.DROP)
         if flags & ACK and flow.handshake is not _DONE and tracked and self.remark is not None:
             flow.infer_handshake(packet, from_client)
         flow.count(packet, from_client, now)
@@ -229,11 +245,14 @@ class Engine:
     def _starts_anew(self, flow: Flow, packet: Packet, now: float) -> bool:
         """Whether the packet opens a new flow on a 5-tuple that has one; that one then ends."""
         if flow.proto == TCP:
-            # What the kernel took over does not come up: if it does, the kernel's connection is a new one.
+            # A SYN of what the kernel took over comes up only if the kernel's connection is a new one, or it
+            # has data. Whatever it is: which numbers count, its answer tells.
+            other = packet.seq != flow.isn
             anew = packet.flags & (SYN | ACK) == SYN and (
                 flow.closing
                 or flow.share is not Share.NONE
-                or (bool(flow.verdict.action) and packet.seq != flow.isn)
+                or (other and bool(flow.verdict.action))
+                or (other and self.normalizer.inline and packet.key == flow.key and flow.has_begun)
             )
         elif flow.proto != UDP or flow.operator is not Operator.NONE:
             anew = False
@@ -242,8 +261,8 @@ class Engine:
             anew = parse_dns_query(packet.payload_bytes()) is not None
         else:
             # A client that tries another connection has had no answer: the one before may not have arrived.
-            other = connection_id(packet.payload_bytes())
-            anew = not flow.answered and other not in (b"", flow.quic_id) and packet.key == flow.key
+            quic_id = connection_id(packet.payload_bytes())
+            anew = not flow.answered and quic_id not in (b"", flow.quic_id) and packet.key == flow.key
         if anew:
             self._end(flow, now, EndReason.REPLACED)
         return anew

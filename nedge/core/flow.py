@@ -348,6 +348,11 @@ class Flow:
             self.handshake = _DONE
 
     @property
+    def has_begun(self) -> bool:
+        """Whether more than the client's SYN was seen."""
+        return self.handshake is not _OPENED or self.goodput_sent > 0
+
+    @property
     def may_turn_round(self) -> bool:
         """Whether nothing was made yet of who the client is: the SYN's answer was seen first, no more."""
         return self.handshake is _NOT_SEEN and not self.detected and not self.goodput

@@ -128,6 +128,8 @@ class Inspector:
         taken: Packet | None = packet
         if from_client and flow.isn >= 0 and packet.payload_length:
             taken = _from_start(flow, packet)
+        # What was there before may come again with other contents, once it is confirmed.
+        stale = stream is not None and from_client and taken is not None and stream.has(taken)
         for segment in (
             () if taken is None else (taken,) if stream is None else stream.order(taken, from_client)
         ):
@@ -140,7 +142,7 @@ class Inspector:
                 elif not flow.tls_chosen:
                     flow.tls_chosen = _server_hello_version(segment)
             dpi = flow.dpi
-            if dpi is not None:
+            if dpi is not None and not (stale and segment is taken):
                 data = segment.data
                 if len(data) < segment.ip_length:  # cut short: nDPI wants lengths that hold
                     data = carrying(segment, segment.payload_bytes())

@@ -49,7 +49,7 @@ class Counters:
     other_copies: int = 0
     """Segments in which a client sent something else than before at the same place: made what they were."""
     early_data: int = 0
-    """Segments dropped since the client had sent several SYNs, and the server not answered yet."""
+    """Segments without a place in a stream that started: their data were taken out, or they were dropped."""
     urgent_data: int = 0
     """Segments with urgent data, which were made usual ones."""
     alerts: int = 0

@@ -20,7 +20,7 @@ class Marks:
     """Marks of one generation."""
 
     mask: int = DEFAULT_MASK
-    """A run of at least three bits."""
+    """A run of three to eight bits, none of the lowest three."""
     generation: int = 0
 
     def __post_init__(self) -> None:
@@ -49,8 +49,8 @@ class Marks:
 
     @property
     def awaits_answer(self) -> int:
-        """On a connection of which all comes up, even what answers its SYN."""
-        return self.untracked
+        """On a connection of which all comes up, even what answers its SYN: the mark of a generation ago."""
+        return Marks(self.mask, self.generation - 1).value(Share.WATCH)
 
     def share_of(self, mark: int) -> Share:
         """The share in a connection's mark, whatever its generation."""
@@ -68,7 +68,7 @@ class Marks:
 
 def is_mask(mask: int) -> bool:
     """Whether a mask is a run of 3 to 8 bits within 32."""
-    if not 0 < mask <= 0xFFFFFFFF:
+    if not 0 < mask <= 0xFFFFFFFF or mask & 7:  # a worker's answers below 8 are no marks
         return False
     run = mask // (mask & -mask)
     return run & (run + 1) == 0 and 3 <= run.bit_length() <= 8

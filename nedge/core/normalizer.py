@@ -7,17 +7,16 @@ made unambiguous on its way, and a verdict to pass holds once the server has ans
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from nedge.core.flow import SEVERAL, Flow, Share
 from nedge.core.limits import Counters
 from nedge.core.packet import ACK, SYN, TCP, UDP, Packet, acknowledged, ahead, decode
 from nedge.core.rewrite import URG, checksum_holds, is_whole, with_payload
-from nedge.core.unconfirmed import Unconfirmed
+from nedge.core.unconfirmed import WINDOW, Unconfirmed
 from nedge.core.watch import HttpWatch
 
-ASK_BYTES = 8 * 1024
-"""Unconfirmed bytes of a watched flow's client after which what the server sends comes up again."""
+ASK_BYTES, ASK_SPAN = 8 * 1024, 1 << 28
+"""Bytes kept of a watched flow's client, and numbers that it used, while nothing is confirmed; beyond, what
+the server sends comes up again."""
 UNANSWERED = 24
 """Packets after which a UDP flow is one that nobody answers."""
 
@@ -33,8 +32,8 @@ class Normalizer:
         """Empty if the packet itself goes on."""
         self.inline = False
         """What happens to packets is up to us, so that data in SYNs can be taken out."""
-        self.await_answer: Callable[[Flow], bool] | None = None
-        """Has the kernel send up what answers a flow's SYN; gives whether it will. None: it comes anyway."""
+        self.awaits_answer = False
+        """The latest packet is a SYN, and what answers it must come up."""
 
     def before_flow(self, packet: Packet, *, tracked: bool) -> Packet | None:
         """The packet as it goes on, None if it does not. `tracked`: of a connection that the kernel knows."""
@@ -47,18 +46,30 @@ class Normalizer:
             return self._rewrite(packet, b"")
         return packet
 
-    def opened_again(self, flow: Flow, number: int) -> None:
-        """Another SYN of the client's: which of them the server takes, its answer will tell."""
-        if self.await_answer is not None and self.await_answer(flow):
-            flow.isn = SEVERAL
-        elif ahead(number, flow.isn) < 0:
-            flow.isn = number
+    def opened_again(self, flow: Flow, number: int) -> bool:
+        """Another SYN of the client's: which of them the server takes, its answer will tell.
+
+        False: it cannot go on. It comes again, without data.
+        """
+        if not self.inline:
+            if ahead(number, flow.isn) < 0:
+                flow.isn = number
+            return True
+        flow.isn = SEVERAL
+        self.awaits_answer = True
+        return not self.rewritten
 
     def from_client(self, flow: Flow, packet: Packet) -> Packet | None:
         """A TCP segment with a payload, as it goes on: with what was sent there first. None: it does not."""
-        if flow.isn == SEVERAL:
-            self._counters.early_data += 1
-            return None
+        if self.inline:
+            if flow.isn == SEVERAL or packet.flags & SYN:
+                self._counters.early_data += 1
+                return None
+            stale = ahead(flow.isn + 1, packet.seq)
+            if flow.isn >= 0 and stale > 0 and flow.goodput_sent < WINDOW:  # later, numbers come round again
+                # Nobody takes it, if that is where the stream starts.
+                self._counters.early_data += 1
+                return self._rewrite(packet, b"") if stale >= packet.payload_length else None
         unconfirmed = flow.unconfirmed
         if unconfirmed is None:
             unconfirmed = flow.unconfirmed = Unconfirmed(flow.isn)
@@ -67,8 +78,9 @@ class Normalizer:
         first = unconfirmed.take(packet, telling=telling)
         if first is not None:
             self._counters.other_copies += 1
-            return self._rewrite(packet, first) if first else None
-        if packet.flags & URG:
+            changed = self._rewrite(packet, first) if first else None
+            return changed if self.inline or changed is not None else packet
+        if packet.flags & URG and is_whole(packet):
             self._counters.urgent_data += 1
             return self._rewrite(packet, packet.payload_bytes())
         return packet
@@ -94,7 +106,7 @@ class Normalizer:
         if unconfirmed is None:
             return True
         if share is _WATCH:
-            return unconfirmed.kept <= ASK_BYTES
+            return unconfirmed.kept <= ASK_BYTES and unconfirmed.span <= ASK_SPAN
         if share is not _DROP and not unconfirmed.settled():
             return False
         flow.unconfirmed = None

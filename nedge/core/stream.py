@@ -38,6 +38,11 @@ class Stream:
         self._early = [0, 0]
         self._held: tuple[list[Packet], list[Packet]] | None = None
 
+    def has(self, packet: Packet) -> bool:
+        """Whether all of a client's segment came before, or could have."""
+        length = packet.payload_length
+        return length > 0 and self._next[1] >= 0 and ahead(packet.seq + length, self._next[1]) <= 0
+
     def order(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
         """Take a segment; give the segments that are now next, in order (it, others too, or none).
 

@@ -8,10 +8,12 @@ that differ are made the same, and a verdict holds once the server has confirmed
 
 from __future__ import annotations
 
-from nedge.core.packet import SYN, Packet, ahead
+from nedge.core.packet import Packet, ahead
 
-MAX_KEPT = 64 * 1024
-"""Bytes kept of one client: as much as is looked into. One that has more unconfirmed loses the oldest."""
+MAX_KEPT, MAX_PIECES = 128 * 1024, 256
+"""Bytes kept of one client, and pieces with gaps between them. It is to confirm before there can be more."""
+WINDOW = 1 << 30
+"""No receiver's window is larger (RFC 7323, 2.3): it takes nothing that is so far ahead."""
 
 _MASK = 0xFFFFFFFF
 _UNKNOWN = -1
@@ -20,93 +22,101 @@ _UNKNOWN = -1
 class Unconfirmed:
     """The bytes of one connection's client that its server has not confirmed."""
 
-    __slots__ = ("_confirmed", "_forgotten", "_judged", "_pieces", "_top", "kept")
+    __slots__ = ("_confirmed", "_judged", "_pieces", "_top", "kept")
 
     def __init__(self, isn: int) -> None:
-        """`isn`: the number of the client's SYN; -1 if it was not seen."""
+        """`isn`: the number of the client's SYN; negative if it is not known."""
         self._confirmed = self._top = (isn + 1) & _MASK if isn >= 0 else _UNKNOWN
         """What is before the first is the server's; before the second, sent."""
         self._judged = _UNKNOWN
         """Behind what the flow was judged by."""
-        self._forgotten = _UNKNOWN
-        """What is before it and not confirmed nobody knows any more."""
         self._pieces: list[tuple[int, bytes]] = []
         """Number of the first byte, and bytes: in order, none twice."""
         self.kept = 0
         """So many bytes are kept."""
 
+    @property
+    def span(self) -> int:
+        """How far what was sent is ahead of what is confirmed."""
+        return ahead(self._top, self._confirmed)
+
     def take(self, packet: Packet, *, telling: bool) -> bytes | None:
         """Take a client's segment with a payload.
 
         Gives None if nothing in it differs from what was sent before, else the payload as it was sent first;
-        an empty one if that is not known any more. `telling`: what is new in it may tell of the flow; else
+        an empty one if that cannot be told, or kept. `telling`: what is new in it may tell of the flow; else
         it need not be kept.
         """
-        length = packet.payload_length
-        start = (packet.seq + 1) & _MASK if packet.flags & SYN else packet.seq
+        start, length = packet.seq, packet.payload_length
         if self._confirmed == _UNKNOWN:
             self._confirmed = self._top = start
-        payload = packet.payload_bytes()
-        before = ahead(self._confirmed, start)
-        if before > 0:
-            if before >= length:
-                return None
-            start = self._confirmed
-            fresh = payload[before:]
-        else:
-            before = 0
-            fresh = payload
-        telling = telling and (self._judged == _UNKNOWN or ahead(self._judged, start) > 0)
-        end = (start + length - before) & _MASK
-        if ahead(start, self._top) >= 0:
-            self._top = end
-            if telling:
-                self._keep(len(self._pieces), start, fresh)
-            return None
-        if ahead(end, self._top) > 0:
-            self._top = end
-        if self._forgotten != _UNKNOWN and ahead(self._forgotten, start) > 0:
+        gap = ahead(start, self._confirmed)
+        if gap + length > WINDOW:
             return b""
-        first = self._compare(start, fresh, telling)
-        return None if first is None else payload[:before] + first
+        payload = packet.payload_bytes()
+        before = max(0, -gap)
+        if before >= length:
+            return None
+        start = (start + before) & _MASK
+        fresh, size = payload[before:], length - before
+        telling = telling and (self._judged == _UNKNOWN or ahead(self._judged, start) > 0)
+        first = fresh
+        if ahead(start, self._top) >= 0:
+            gaps = [(0, len(fresh))]
+        else:
+            first, gaps = self._compare(start, fresh, size)
+            if not first and fresh:
+                return b""
+        if telling and not self._keep(start, fresh, gaps):
+            return b""
+        if ahead(start + size, self._top) > 0:
+            self._top = (start + size) & _MASK
+        return None if first == fresh else payload[:before] + first
 
-    def _compare(self, start: int, payload: bytes, telling: bool) -> bytes | None:
-        """The payload as it was sent first, where that differs; keeps what is new of it."""
-        differs = False
+    def _compare(self, start: int, payload: bytes, size: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """The payload as it was sent first, empty if that cannot be told; and what is new in it, from to."""
+        gaps: list[tuple[int, int]] = []
         at = 0  # so far it is compared
-        new: list[tuple[int, int, bytes]] = []
-        for place, (number, piece) in enumerate(self._pieces):
+        for number, piece in self._pieces:
             begin = ahead(number, start)
-            if begin >= len(payload):
+            if begin >= size:
                 break
-            until = min(begin + len(piece), len(payload))
+            if begin + len(piece) > len(payload):
+                if len(payload) < size:  # more is on its way than was captured
+                    return b"", gaps
+                until = len(payload)
+            else:
+                until = begin + len(piece)
             if until <= at:
                 continue
             if begin > at:
-                new.append((place, at, payload[at:begin]))
+                gaps.append((at, begin))
                 at = begin
-            known = piece[at - begin : until - begin]
-            if payload[at:until] != known:
-                differs = True
-                payload = payload[:at] + known + payload[until:]
+            payload = payload[:at] + piece[at - begin : until - begin] + payload[until:]
             at = until
-        if telling:
-            if at < len(payload):
-                place = 0
-                while place < len(self._pieces) and ahead(self._pieces[place][0], start) < at:
-                    place += 1
-                new.append((place, at, payload[at:]))
-            for place, offset, data in reversed(new):
-                self._keep(place, (start + offset) & _MASK, data)
-        return payload if differs else None
+        if at < len(payload):
+            gaps.append((at, len(payload)))
+        return payload, gaps
 
-    def _keep(self, place: int, start: int, data: bytes) -> None:
-        self._pieces.insert(place, (start, data))
-        self.kept += len(data)
-        while self.kept > MAX_KEPT:
-            number, piece = self._pieces.pop(0)
-            self.kept -= len(piece)
-            self._forgotten = (number + len(piece)) & _MASK
+    def _keep(self, start: int, payload: bytes, gaps: list[tuple[int, int]]) -> bool:
+        """Keep what is new of a payload. False: that would be too much, and nothing is kept."""
+        pieces = self._pieces
+        size = sum(until - begin for begin, until in gaps)
+        if self.kept + size > MAX_KEPT or len(pieces) + len(gaps) > MAX_PIECES:
+            return False
+        self.kept += size
+        for begin, until in gaps:
+            number, data = (start + begin) & _MASK, payload[begin:until]
+            place = len(pieces)
+            while place and ahead(pieces[place - 1][0], number) > 0:
+                place -= 1
+            if place:
+                before, known = pieces[place - 1]
+                if (before + len(known)) & _MASK == number:
+                    pieces[place - 1] = (before, known + data)
+                    continue
+            pieces.insert(place, (number, data))
+        return True
 
     def confirm(self, number: int) -> None:
         """The server says that it has all before this number."""
@@ -115,11 +125,18 @@ class Unconfirmed:
         self._confirmed = number
         if ahead(number, self._top) > 0:
             self._top = number
-        if self._forgotten != _UNKNOWN and ahead(number, self._forgotten) >= 0:
-            self._forgotten = _UNKNOWN
         pieces = self._pieces
-        while pieces and ahead(number, pieces[0][0] + len(pieces[0][1]) & _MASK) >= 0:
-            self.kept -= len(pieces.pop(0)[1])
+        while pieces:
+            start, piece = pieces[0]
+            over = ahead(number, start)
+            if over <= 0:
+                break
+            if over < len(piece):
+                pieces[0] = (number, piece[over:])
+                self.kept -= over
+                break
+            del pieces[0]
+            self.kept -= len(piece)
 
     def settled(self) -> bool:
         """Whether the server has all that was sent when this was asked first: the flow was judged by that."""

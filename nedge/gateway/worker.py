@@ -92,7 +92,7 @@ class Worker:
         """Epoch seconds; the machine's clock may be set, this one only goes on."""
         self._marks = marks
         self._values = self._mark_values()
-        """Mark for each share; changed in place with the generation."""
+        """Mark for each share, and for what awaits an answer; changed in place with the generation."""
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
@@ -156,15 +156,7 @@ class Worker:
             except (KernelError, OSError) as error:
                 self._engine_failed(error)
 
-        def await_answer(flow: Flow) -> bool:
-            self.queue.flush()  # the first SYN's connection must be there
-            try:
-                return conntrack.set_mark(flow.key, marks.awaits_answer, marks.mask)
-            except (KernelError, OSError) as error:
-                self._engine_failed(error)
-                return False
-
-        self.engine.remark, self.engine.normalizer.await_answer = remark, await_answer
+        self.engine.remark = remark
 
     @contextlib.contextmanager
     def _gathering(self) -> Iterator[None]:
@@ -189,12 +181,12 @@ class Worker:
         values = [self._marks.value(share) for share in Share]
         if self.mode == "monitor":
             values[Share.DROP] = values[Share.PASS]
-        return values
+        return [*values, self._marks.awaits_answer]
 
     def _judge(self) -> Judge:
         """Packet -> what the queue shall do with it. The hot path."""
         engine, packet, clock = self.engine, self.engine.packet, self.clock
-        values = self._values or [0] * len(Share)
+        values = self._values or [0] * (len(Share) + 1)
         monitor, normalizer = self.mode == "monitor", engine.normalizer
 
         def judge(data: bytes, mac: bytes, vlan: int, tracked: bool, port: int) -> int:
@@ -203,6 +195,8 @@ class Worker:
                 return values[engine.share]
             if normalizer.rewritten and not action:
                 return REWRITE
+            if normalizer.awaits_answer and not action:
+                return values[-1]
             return values[engine.share] or action
 
         return judge
