@@ -149,7 +149,7 @@ class Inspector:
                 word = dpi.feed(data, time_ms)
                 if word != flow.word and word & DETECTED:
                     self._classify(flow, word)
-                    self._follow_watch(flow)
+                    self._follow_watch(flow, segment)
                     if flow.detected:
                         self.on_news(flow, Hook.PROTOCOL_UPDATED)
             watch = flow.watch
@@ -338,7 +338,7 @@ class Inspector:
         elif self.watch_http and REQUEST_START.match(packet.payload_bytes()):
             flow.watch = HttpWatch(start)
 
-    def _follow_watch(self, flow: Flow) -> None:
+    def _follow_watch(self, flow: Flow, segment: Packet) -> None:
         """The protocol is known now: watch what needs watching, and nothing else."""
         traits = self._traits_of(flow.word)
         if traits.is_dns:
@@ -347,7 +347,7 @@ class Inspector:
         elif traits.asks and self.watch_http and flow.proto == TCP:
             if not isinstance(flow.watch, HttpWatch):
                 flow.watch = HttpWatch()
-        elif not flow.requests:
+        elif not flow.requests and not (isinstance(flow.watch, HttpWatch) and flow.watch.is_blank(segment)):
             flow.watch = None
 
     def _request(self, flow: Flow, packet: Packet, request: Request, time_ms: int) -> None:

@@ -114,6 +114,11 @@ class HttpWatch:
         """Whether all of the latest request was seen, and nothing of the next."""
         return not (self._skip or self._chunked or self._trailers or self._lost or self._buffer)
 
+    def is_blank(self, packet: Packet) -> bool:
+        """Whether a segment and all before it are empty lines, as may be in front of a request."""
+        said = self._buffer + packet.payload_bytes()
+        return not self._lost and not said.strip(b"\r\n")
+
     def skips(self, packet: Packet) -> bool:
         """Whether it is all the same what a segment holds: it is in a body, or framing is lost before it."""
         if self._lost:

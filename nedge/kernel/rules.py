@@ -185,7 +185,7 @@ def _mark_rules(marks: Marks, family: Family, *, rejecting: bool) -> list[str]:
         f"{passed} -j RETURN",
         f"{dropped} -j DROP",
         f"{watched} -m conntrack --ctdir REPLY -j RETURN",
-        f"-p tcp {watched} {no_payload} -j RETURN",
+        f"-p tcp -m tcp ! --syn {watched} {no_payload} -j RETURN",
         # A client's bare ACK tells nothing: that the handshake is done, the first data tells as well. (The
         # server's tell what it has of what the flow was judged by.)
         f"{tcp} ACK -m conntrack --ctdir ORIGINAL {no_payload} -j RETURN",

@@ -115,6 +115,12 @@ WAYS: dict[str, Callable[[str], Tcp]] = {
     },
     "empty line first": lambda name: connection().client(b"\r\n" + http_request(name)),  # RFC 9112, 2.2
     "empty line in its own segment": lambda name: connection().client(b"\r\n").client(http_request(name)),
+    **{
+        f"{count} empty lines in their own segment": lambda name, count=count: connection()
+        .client(b"\r\n" * count)
+        .client(http_request(name))
+        for count in (10, 40, 80)
+    },
     "bare LF": lambda name: connection().client(http_request(name).replace(b"\r\n", b"\n")),
     "a method nobody knows": lambda name: connection().client(http_request(name, method="FROB")),
     "absolute form": lambda name: connection().client(http_request("good.example", f"http://{name}/")),

@@ -73,7 +73,8 @@ class Gateway:
             if self.share is Share.DROP:
                 return None
             if self.share is Share.PASS or (
-                self.share is Share.WATCH and (not from_client or not packet.payload_length)
+                self.share is Share.WATCH
+                and (not from_client or not (packet.payload_length or packet.flags & SYN))
             ):
                 return data
             answers = packet.flags & (SYN | ACK) == SYN | ACK and not from_client
