@@ -123,7 +123,7 @@ class Gateway(_Section):
     offload: bool = True
     """The kernel takes over flows that are decided; false: every packet is judged here."""
     mark_mask: int = DEFAULT_MASK
-    """The bits of the conntrack mark that are ours: a run of 3 to 8. No other bit is touched."""
+    """The bits of the conntrack mark that are ours: a run of 3 to 8, above the lowest 3. No other bit is touched."""
     vlans: list[Annotated[int, Field(ge=1, le=4094)]] = []
     """VLANs that are told apart. The traffic of all others is judged as if it had no tag."""
     vlan_mask: int = 0x0FFF0000
@@ -154,7 +154,7 @@ class Gateway(_Section):
     @classmethod
     def _is_mask(cls, mask: int) -> int:
         if not is_mask(mask):
-            raise ValueError("a run of 3 to 8 bits within 32, such as 0xf0000000")
+            raise ValueError("a run of 3 to 8 bits within 32, above the lowest 3, such as 0xf0000000")
         return mask
 
 

@@ -25,7 +25,7 @@ class Marks:
 
     def __post_init__(self) -> None:
         if not is_mask(self.mask):
-            raise ValueError(f"mark mask {self.mask:#x} is not a run of 3 to 8 bits within 32")
+            raise ValueError(f"mark mask {self.mask:#x} is not a run of 3 to 8 bits above the lowest 3")
 
     @property
     def shift(self) -> int:
@@ -67,7 +67,7 @@ class Marks:
 
 
 def is_mask(mask: int) -> bool:
-    """Whether a mask is a run of 3 to 8 bits within 32."""
+    """Whether a mask is a run of 3 to 8 bits within 32, none of the lowest three."""
     if not 0 < mask <= 0xFFFFFFFF or mask & 7:  # a worker's answers below 8 are no marks
         return False
     run = mask // (mask & -mask)

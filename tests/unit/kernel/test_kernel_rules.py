@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nedge.core.flow import Share
 from nedge.core.marks import Marks
 from nedge.kernel import rules
 from nedge.kernel.errors import KernelError
@@ -55,6 +56,25 @@ def test_a_syns_answer_comes_up_only_where_both_ends_have_to_be_told() -> None:
                 " -m connmark --mark 0x0/0xf0000000"
             )
             assert [line.split(" -m bpf ")[0] for line in passed] == [expected] * (not rejecting)
+
+
+def test_a_syn_on_a_watched_connection_comes_up() -> None:
+    """It may be another connection's, with other numbers."""
+    marks = Marks()
+    for family in rules.FAMILIES:
+        (line,) = (
+            line
+            for line in rule_set(marks=marks).rules(family)
+            if f"{marks.value(Share.WATCH):#x}/" in line and "bpf" in line
+        )
+        assert line.startswith("-p tcp -m tcp ! --syn ")
+
+
+def test_what_awaits_an_answer_matches_no_rule_of_its_generation() -> None:
+    for generation in range(4):
+        marks = Marks(0xF0000000, generation)
+        assert marks.awaits_answer & marks.share_mask  # a packet with it is not queued again
+        assert marks.awaits_answer not in [marks.value(share) for share in Share]
 
 
 def test_the_mark_of_what_is_untracked_tells_of_no_decision_and_stays_off_judged_packets() -> None:
