@@ -123,7 +123,8 @@ class Gateway(_Section):
     offload: bool = True
     """The kernel takes over flows that are decided; false: every packet is judged here."""
     mark_mask: int = DEFAULT_MASK
-    """The bits of the conntrack mark that are ours: a run of 3 to 8, above the lowest 3. No other bit is touched."""
+    """The bits of the conntrack mark that are ours: a run of 3 to 8, above the lowest 3. No other bit is
+    touched."""
     vlans: list[Annotated[int, Field(ge=1, le=4094)]] = []
     """VLANs that are told apart. The traffic of all others is judged as if it had no tag."""
     vlan_mask: int = 0x0FFF0000
