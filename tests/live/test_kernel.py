@@ -49,11 +49,12 @@ class Engine:
     share = 0
     seen, captured, length, macs, ticks = 0, 0, 0, set(), 0
     hosts = Hosts()
+    normalizer = SimpleNamespace(rewritten=b"", awaits_answer=False, inline=False)
 
     def figures(self):
         return {}
 
-    def packet(self, data, now, vlan=0, mac=b""):
+    def packet(self, data, now, vlan, mac, *, tracked, port):
         self.seen += 1
         self.captured = max(self.captured, len(data))
         at = 2 if data[0] >> 4 == 4 else 4
