@@ -1,6 +1,6 @@
 """What the tests of the core share: packets built by hand, and an inspector that is no nDPI.
 
-Checksums are left out: the core does not look at them.
+Checksums are left out: the core looks only at those of packets of no connection.
 """
 
 from __future__ import annotations
