@@ -290,6 +290,37 @@ def test_decoys_that_the_server_does_not_take(firewall: Firewall, family: str, t
     assert not firewall.servers.received(proto=proto, host=name)
 
 
+FAST_OPEN = """
+import socket, sys
+address, request = sys.argv[1], bytes.fromhex(sys.argv[2])
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+with socket.socket(family, socket.SOCK_STREAM) as sock:
+    sock.settimeout(10)
+    sock.sendto(request, socket.MSG_FASTOPEN, (address, 80))
+    print(sock.getsockname()[1], sock.recv(100)[:8].decode())
+"""
+
+
+@FAMILIES
+def test_data_in_a_syn_arrive_after_it(firewall: Firewall, family: str) -> None:
+    """TCP Fast Open, without cookies: the kernels of both ends take it up again by themselves."""
+    firewall.use(PORTS + EVENTS + NAMES)
+    for host, value in ((firewall.lab.client, "0x5"), (firewall.lab.server, "0x602")):
+        host.run(["sysctl", "-qw", f"net.ipv4.tcp_fastopen={value}"], check=True)
+    request = http_get(ALLOWED)
+    command = [sys.executable, "-c", FAST_OPEN, firewall.address(family), request.hex()]
+    sent = firewall.lab.directory / "client.pcap"
+    with firewall.lab.capture(firewall.lab.client, "eth0", sent), firewall.sniff() as sniffed:
+        done = firewall.lab.client.run(command, check=True)
+    port, answer = done.stdout.split()
+    assert answer == "HTTP/1.1"
+    first = next(packet for packet in traffic.packets(sent) if packet.source_port == int(port))
+    assert first.payload == request
+    seen = [packet for packet in sniffed() if packet.source_port == int(port)]
+    assert (seen[0].sequence, seen[0].payload) == (first.sequence, b"")
+    assert arrived(seen, int(port)) == request
+
+
 # HTTP
 
 
