@@ -17,7 +17,7 @@ from nedge.core.hosts import Directory, HostBook
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.judge import Judge
 from nedge.core.limits import Counters, Limits
-from nedge.core.normalizer import Normalizer
+from nedge.core.normalizer import ASK_BYTES, Normalizer
 from nedge.core.offload import account, share_of
 from nedge.core.packet import (
     ACK,
@@ -383,18 +383,29 @@ class Engine:
         share = self._share(flow)
         if share is not _NONE and share is not _WATCH and flow.looking:
             self.inspector.let_go(flow)
-        if share is not _NONE and not self.normalizer.allows(flow, share):
-            if flow.share is not _NONE:  # it has to send up what confirms
-                flow.share = _NONE
-                if self.remark is not None:
-                    self.remark(flow)
-            return _NONE
+        if share is _NONE or not self.normalizer.allows(flow, share):
+            self._ask(flow, share)
+            if share is not _NONE:
+                return _NONE
         if share is _WATCH and flow.share is _WATCH:
             return _NONE
         if share is not flow.share:
             flow.share = share
             flow.accounted = self._readings  # the reading under way may have been past it
         return share
+
+    def _ask(self, flow: Flow, share: Share) -> None:
+        """What the server sends shall come up, for it confirms; `share`: what the kernel could have then.
+
+        If the flow's start was not seen, another worker may have left that to the kernel.
+        """
+        told = share is not _NONE and flow.share is not _NONE
+        unconfirmed = flow.unconfirmed
+        size = 0 if share is _PASS and flow.isn < 0 else ASK_BYTES
+        if told or (unconfirmed is not None and unconfirmed.shall_ask(size)):
+            flow.share = _NONE
+            if self.remark is not None:
+                self.remark(flow)
 
     def begin_reading(self) -> None:
         """A reading of all the kernel's counters begins; see `account` and `end_reading`."""

@@ -22,7 +22,7 @@ _UNKNOWN = -1
 class Unconfirmed:
     """The bytes of one connection's client that its server has not confirmed."""
 
-    __slots__ = ("_confirmed", "_judged", "_pieces", "_top", "kept")
+    __slots__ = ("_asked", "_confirmed", "_judged", "_pieces", "_top", "kept")
 
     def __init__(self, isn: int) -> None:
         """`isn`: the number of the client's SYN; negative if it is not known."""
@@ -34,6 +34,14 @@ class Unconfirmed:
         """Number of the first byte, and bytes: in order, none twice."""
         self.kept = 0
         """So many bytes are kept."""
+        self._asked = False
+
+    def shall_ask(self, size: int) -> bool:
+        """Whether more than so many bytes are kept, and nothing was confirmed since this was said last."""
+        if self._asked or self.kept <= size:
+            return False
+        self._asked = True
+        return True
 
     @property
     def span(self) -> int:
@@ -122,7 +130,7 @@ class Unconfirmed:
         """The server says that it has all before this number."""
         if self._confirmed == _UNKNOWN or ahead(number, self._confirmed) <= 0:
             return
-        self._confirmed = number
+        self._confirmed, self._asked = number, False
         if ahead(number, self._top) > 0:
             self._top = number
         pieces = self._pieces

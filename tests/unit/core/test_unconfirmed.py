@@ -285,6 +285,20 @@ def test_a_watched_flow_asks_the_server_now_and_then() -> None:
     assert gateway.share is Share.WATCH
 
 
+def test_a_connection_that_another_worker_left_watched_asks_the_server_too() -> None:
+    """After a restart: the mark is there, but nobody knows who began."""
+    gateway, far = Gateway(), Server(99, first=True)
+    gateway.share = Share.WATCH
+    for number in range(400):
+        passed = gateway.passes(client(GOOD, seq=100 + number * len(GOOD)), LAN)
+        assert passed is not None
+        far.take(passed)
+        gateway.passes(server(b"ok", ACK, ack=far.expected), WAN)
+    (flow,) = gateway.engine.table
+    assert flow.unconfirmed is not None
+    assert flow.unconfirmed.kept < 9000
+
+
 def test_a_body_is_not_kept() -> None:
     gateway = Gateway()
     gateway.passes(client(b"", SYN, seq=99), LAN)
