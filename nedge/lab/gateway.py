@@ -48,10 +48,10 @@ class Gateway:
         if isinstance(path, str):
             path = self.directory / "nedge.toml"
             path.write_text(str(self._config))
+        # -P: this very package, and not one that lies in the directory it is started from.
+        command = [sys.executable, "-P", "-m", "nedge", "run", "--config", str(path.resolve())]
         with (self.directory / "log").open("w") as log:
-            self._process = self._lab.gateway.popen(
-                [sys.executable, "-m", "nedge", "run", "--config", path.resolve()], stdout=log, stderr=log
-            )
+            self._process = self._lab.gateway.popen(command, stdout=log, stderr=log)
         try:
             self._await_ready(self._process)
         except BaseException:
