@@ -4,6 +4,7 @@ Client, gateway and server are network namespaces of this machine. It takes gcc 
 
     plain             a Linux bridge
     netfilter         a bridge whose packets meet iptables and connection tracking
+    floor             nedge's rules, and a C program that passes at once what they send to the queue
     nedge-1, nedge-2  nedge with one and with two workers, and its policies that are on: 20
     suricata          Suricata on NFQUEUE, where it is installed (Debian: bookworm-backports), with 20 rules
     suricata-bypass   the same with its stream bypass and connection marks, as its documentation has them

@@ -41,10 +41,11 @@ class Tools:
     def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="nedge-bench-")
         self.directory = Path(self._scratch.name)
-        for name in ("load_client", "load_server"):
+        for name in ("load_client", "load_server", "pass_queue"):
             source, program = HERE / f"{name}.c", self.directory / name
             call(["gcc", "-O2", "-Wall", "-o", str(program), str(source)])
         self.client, self.server = self.directory / "load_client", self.directory / "load_server"
+        self.pass_queue = self.directory / "pass_queue"
         hello, answer = handshake(NAME)
         self._file("answer", answer)
         self._file("tls", hello)

@@ -13,9 +13,12 @@ from typing import Self
 
 from endpoints import Endpoints, Tools
 
+from nedge.core.flow import Share
+from nedge.core.marks import Marks
+from nedge.kernel.rules import RuleSet
 from nedge.lab.gateway import EVENTS, PORTS, Gateway
 from nedge.lab.host import LabError, pids_in
-from nedge.lab.topology import Lab
+from nedge.lab.topology import LAN_PORT, WAN_PORT, Lab
 
 RULES = 20
 """Of Suricata; nedge has as many policies that are on."""
@@ -120,6 +123,25 @@ class Netfilter(Setup):
         gateway.run(["sysctl", "-qw", *keys], check=True)
 
 
+class Floor(Netfilter):
+    """nedge's rules, and a program in C that passes at once what they send up: nothing can cost less."""
+
+    QUEUE = 1
+
+    def _start(self, stack: ExitStack) -> None:
+        super()._start(stack)
+        marks = Marks()
+        rules = RuleSet("br0", (LAN_PORT,), (WAN_PORT,), self.QUEUE, bypass=True, marks=marks)
+        gateway = self.lab.gateway
+        gateway.run(["iptables-restore", "--noflush"], input=rules.render("ip"), check=True)
+        command = [self._tools.pass_queue, str(self.QUEUE), str(marks.value(Share.WATCH))]
+        process = gateway.popen(command, stdout=subprocess.PIPE)
+        stack.callback(gateway.stop, process)
+        assert process.stdout is not None
+        if process.stdout.readline().strip() != "ready":
+            raise LabError("pass_queue did not start")
+
+
 class Nedge(Setup):
     """nedge as it comes, with its policies (those that are on), and so many workers."""
 
@@ -201,7 +223,7 @@ def _suricata_rules() -> list[str]:
 
 def known() -> list[str]:
     """The names of the set-ups that are possible here."""
-    names = ["plain", "netfilter", "nedge-1", "nedge-2"]
+    names = ["plain", "netfilter", "floor", "nedge-1", "nedge-2"]
     if shutil.which("suricata"):
         names += ["suricata", "suricata-bypass"]
     return names
@@ -214,6 +236,8 @@ def make(name: str, tools: Tools, *, events: bool, extra: str = "") -> Setup:
             return Setup(name, tools, events=events)
         case ["netfilter"]:
             return Netfilter(name, tools, events=events)
+        case ["floor"]:
+            return Floor(name, tools, events=events)
         case ["nedge", workers]:
             return Nedge(name, tools, events=events, workers=int(workers), extra=extra)
         case ["suricata", *bypass]:
