@@ -4,8 +4,7 @@ They stay Python, and run as Python from a checkout (an editable install compile
 about six tenths of the time. The list is in pyproject.toml. Compiling happens on a copy, so that nothing is
 left in the checkout, which would go on with what was compiled instead of what it reads.
 
-Not among them is what calls scripts: the time budget finds out by Python frames whether it is a script that
-runs. Nor is core/walk: a compiled generator that is given up does not run its `finally`.
+Not among them is core/walk: a compiled generator that is given up does not run its `finally`.
 """
 
 from __future__ import annotations

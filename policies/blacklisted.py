@@ -12,15 +12,15 @@ from nedge.scripts import Conf, Flow, status_types
 
 title = "Blacklisted"
 category = "security"
+needs = "isBlacklisted"
 default_value = {"score": 100, "client_score": 1000, "server_score": 5}
 
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
-    if flow.isBlacklisted():
-        info = {"host": flow.getHostName(), **flow.getBlacklistedInfo()}
-        flow.triggerStatus(
-            status_types.status_blacklisted, info, conf["score"], conf["client_score"], conf["server_score"]
-        )
+    info = {"host": flow.getHostName(), **flow.getBlacklistedInfo()}
+    flow.triggerStatus(
+        status_types.status_blacklisted, info, conf["score"], conf["client_score"], conf["server_score"]
+    )
 
 
 protocolUpdated = protocolDetected

@@ -14,6 +14,7 @@ from nedge.scripts import RISKS, Conf, Flow, LastUsed, status_types
 
 title = "nDPI flow risk"
 category = "security"
+needs = "hasRisk"
 default_value = {
     "scores": {
         "xss": 0,

@@ -16,6 +16,7 @@ from nedge.scripts import Conf, Flow, status_types
 
 title = "Malicious TLS fingerprint"
 category = "security"
+needs = "isTLS"
 default_value = {"signatures": [], "files": [], "score": 100, "client_score": 100, "server_score": 5}
 
 

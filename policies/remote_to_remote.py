@@ -10,11 +10,12 @@ from nedge.scripts import Conf, Flow, status_types
 
 title = "Remote to remote"
 category = "network"
+needs = "isRemoteToRemote"
 default_value = {"score": 10, "client_score": 10, "server_score": 10}
 
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
-    if flow.isRemoteToRemote() and flow.isUnicast():
+    if flow.isUnicast():
         flow.triggerStatus(
             status_types.status_remote_to_remote,
             None,

@@ -42,8 +42,8 @@ def extension(url: str) -> str:
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
     facts = flow.getFacts()
     found = {}
-    if extension(facts.http_url) in conf["extensions"]:
-        found["extension"] = extension(facts.http_url)
+    if (ending := extension(facts.http_url)) in conf["extensions"]:
+        found["extension"] = ending
     if facts.http_content_type in conf["types"]:
         found["type"] = facts.http_content_type
     if flow.hasRisk(RISKS["binary_transfer"]):

@@ -12,6 +12,7 @@ from nedge.scripts import Conf, Flow, status_types
 title = "Expired TLS certificate"
 category = "security"
 l4_proto = "tcp"
+needs = "isTLS"
 default_value = {"score": 30, "client_score": 0, "server_score": 10}
 
 

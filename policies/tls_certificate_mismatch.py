@@ -14,6 +14,7 @@ title = "TLS certificate for another name"
 category = "security"
 l4_proto = "tcp"
 three_way_handshake_ok = True
+needs = "isTLS"
 default_value = {"ignore": [], "score": 20, "client_score": 0, "server_score": 10}
 
 CUT = 79  # nDPI keeps so many characters of a server's name: longer ones cannot be compared

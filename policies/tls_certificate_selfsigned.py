@@ -14,6 +14,7 @@ title = "Self-signed TLS certificate"
 category = "security"
 l4_proto = "tcp"
 three_way_handshake_ok = True
+needs = "isTLS"
 default_value = {"local": False, "ignore": [], "score": 10, "client_score": 0, "server_score": 10}
 
 ignored = DomainSet()

@@ -11,13 +11,14 @@ from nedge.scripts import Conf, Flow, status_types
 title = "Old TLS version"
 category = "security"
 l4_proto = "tcp"
+needs = "isTLS"
 default_value = {"minimum": "1.2", "score": 30, "client_score": 10, "server_score": 10}
 
 VERSIONS = {"1.0": 0x0301, "1.1": 0x0302, "1.2": 0x0303, "1.3": 0x0304}
 
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
-    version = flow.getTLSVersion()  # 0: it is not TLS
+    version = flow.getTLSVersion()  # 0: one that nDPI does not know
     if 0 < version < VERSIONS[conf["minimum"]]:
         flow.triggerStatus(
             status_types.status_tls_old_protocol_version,

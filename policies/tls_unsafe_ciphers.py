@@ -16,6 +16,7 @@ title = "Unsafe TLS cipher"
 category = "security"
 l4_proto = "tcp"
 three_way_handshake_ok = True
+needs = "isTLS"
 default_value = {
     "unsafe": ["NULL", "ANON", "EXPORT", "RC2", "RC4", "DES", "DES40", "3DES", "MD5"],
     "forward_secrecy": False,
@@ -42,7 +43,7 @@ def is_unsafe(cipher: str) -> bool:
 
 
 def protocolDetected(flow: Flow, now: int, conf: Conf) -> None:
-    cipher = flow.getFacts().tls_cipher  # empty: not TLS, or the server has not answered yet
+    cipher = flow.getFacts().tls_cipher  # empty: the server has not answered yet
     if cipher and is_unsafe(cipher):
         flow.triggerStatus(
             status_types.status_tls_unsafe_ciphers,

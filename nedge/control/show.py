@@ -215,6 +215,7 @@ def script_cells(script: Record) -> list[Text]:
     """A script under SCRIPT_HEADINGS."""
     filters = script["filters"]
     words = [*filters["l4"], filters["l7"], "handshake" if filters["three_way_handshake_ok"] else ""]
+    words.append(filters["needs"])
     words.append("HTTP answers" if filters["http_answers"] else "")
     if "periodicUpdate" in script["hooks"]:
         words.append(f"every {filters['periodic_update_seconds']} s")

@@ -255,6 +255,7 @@ def script_row(script: Script, engine: Engine) -> Row:
         "l4": sorted(proto_name(proto) for proto in script.l4),
         "l7": "" if script.l7 is None else describe(script.l7 << 16).app,
         "three_way_handshake_ok": script.three_way_handshake_ok,
+        "needs": script.needs,
         "http_answers": script.http_answers,
         "periodic_update_seconds": script.periodic_ticks * PERIODIC_STEP,
         "prio": script.prio,

@@ -6,6 +6,7 @@ client to server.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -370,6 +371,11 @@ class Flow:
         """Everything inspection found, as an object: its attributes are listed under Facts."""
         return self._context.facts(self._flow)
 
+    def isTLS(self) -> bool:
+        """Whether a TLS, DTLS or QUIC handshake was seen: its version, a fingerprint, or a certificate."""
+        facts = self._context.facts(self._flow)
+        return bool(facts.tls_version or facts.ja3 or facts.ja4 or facts.cert_sha1)
+
     def getRisks(self) -> int:
         """The risks that nDPI found, as a bitmap: bit n for the risk with that number. Cheap."""
         return self._context.risks(self._flow)
@@ -413,6 +419,23 @@ class Flow:
     def getL4Proto(self) -> int:
         """The IP protocol number: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6, …"""
         return self._flow.proto
+
+
+def _reads() -> dict[str, str]:
+    found = {}
+    for name, function in inspect.getmembers(Flow, inspect.isfunction):
+        signature = inspect.signature(function)
+        if not name.startswith("_") and list(signature.parameters) == ["self"]:
+            found[name] = signature.return_annotation
+    return found
+
+
+READS = _reads()
+"""Functions of Flow without parameters, and the type that each gives, as it is written here."""
+MAY_CHANGE = frozenset(("getScore", "getStatus", "isPassVerdict"))
+"""Those of them whose answer may change while a hook runs, by what scripts do."""
+CONDITIONS = (READS.keys() | {"hasRisk"}) - MAY_CHANGE
+"""What a script's `needs` may name."""
 
 
 def _status(value: Any) -> StatusType:

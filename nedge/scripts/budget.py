@@ -19,12 +19,11 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
-from types import CodeType, FrameType
-from typing import TypeVar
+from types import FrameType
 
 LOAD_SECONDS = 10.0
 """What loading, setting up or unloading one script may take."""
@@ -38,9 +37,6 @@ for a while finds itself past a deadline that its script had no chance to keep."
 _OURS = str(Path(__file__).parent.parent) + os.sep
 _SCRIPTS_IN_PACKAGE = os.path.join(_OURS, "policies") + os.sep
 
-_entries: set[CodeType] = set()
-_F = TypeVar("_F", bound=Callable[..., object])
-
 
 class ScriptTimeoutError(BaseException):
     """Raised inside a script whose time is over."""
@@ -49,18 +45,14 @@ class ScriptTimeoutError(BaseException):
     """The script's lines, where the traceback does not have them."""
 
 
-def enters_scripts(function: _F) -> _F:
-    """Mark a function of ours that calls into scripts: what it calls may be interrupted."""
-    _entries.add(function.__code__)
-    return function
-
-
 class Watch:
     """Looks at the clock for the call under way. There is one for each process, as there is for signals."""
 
-    __slots__ = ("_late", "_late_since", "_quiet", "deadline", "fired", "resting")
+    __slots__ = ("_late", "_late_since", "_quiet", "base", "deadline", "fired", "resting")
 
     def __init__(self) -> None:
+        self.base: FrameType | None = None
+        """The frame of ours that calls into scripts: only what it calls may be interrupted."""
         self.deadline = 0
         """When the call under way must be over, by perf_counter_ns; 0 between calls."""
         self.fired = False
@@ -84,15 +76,17 @@ class Watch:
         return now - self._late_since >= _GRACE_NS
 
     def begin(self, seconds: float) -> None:
-        """A call into a script begins, which may take so long. (The runner does the same by itself.)"""
+        """Our caller calls into a script, which may take so long. (The runner does the same by itself.)"""
         if self.resting:
             self.wake()
+        self.base = sys._getframe(1)
         self.fired = False
         self.deadline = perf_counter_ns() + int(seconds * 1e9)
 
     def end(self) -> bool:
         """It is over. Whether it was interrupted."""
         self.deadline = 0
+        self.base = None
         fired, self.fired = self.fired, False
         return fired
 
@@ -170,7 +164,7 @@ def _in_script(frame: FrameType | None) -> bool:
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(_OURS) and not name.startswith(_SCRIPTS_IN_PACKAGE):
-            return inside and frame.f_code in _entries
+            return inside and frame is WATCH.base
         inside = True
         frame = frame.f_back
     return False

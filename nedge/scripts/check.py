@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from nedge.core.hooks import Hook
 from nedge.core.packet import ICMP, ICMPV6, TCP, UDP
 from nedge.core.status import StatusType
+from nedge.scripts.api import CONDITIONS, MAY_CHANGE
 from nedge.scripts.script import (
     PERIODIC_DEFAULT,
     PERIODIC_STEP,
@@ -78,6 +79,7 @@ def check(declared: Declaration, settings: dict[str, Any], protocol_id: Protocol
         l4=_l4(declared),
         l7=_l7(declared, protocol_id),
         three_way_handshake_ok=declared.value("three_way_handshake_ok", bool, False),
+        needs=_needs(declared),
         prio=declared.value("prio", int, 0),
         conf=_conf(declared, settings),
         statuses=declared.statuses,
@@ -122,6 +124,20 @@ def _l7(declared: Declaration, protocol_id: ProtocolIds) -> int | None:
     if name and known is None:
         declared.wrong("l7_proto", f"l7_proto: this nDPI knows no protocol {name!r}; skipped", fatal=False)
     return known
+
+
+def _needs(declared: Declaration) -> str:
+    """The function of the flow that must give something true."""
+    name = declared.value("needs", str, "")
+    if name and name not in CONDITIONS:
+        near = get_close_matches(name, CONDITIONS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        declared.wrong(
+            "needs",
+            f"needs: found {name!r}; allowed are functions of the flow that take no arguments, such as isTLS "
+            f"or isBlacklisted, but not {', '.join(sorted(MAY_CHANGE))}{hint}",
+        )
+    return name
 
 
 def _conf(declared: Declaration, settings: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ VARIABLES = (
     "l7_proto",
     "l7_proto_id",
     "three_way_handshake_ok",
+    "needs",
     "http_answers",
     "periodic_update_seconds",
     "prio",

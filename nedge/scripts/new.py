@@ -24,6 +24,7 @@ category = "security"
 # l4_proto = "tcp"  # or "udp", "icmp"
 # l7_proto = "TLS"  # a protocol of nDPI, as master or application: TLS is TLS.Google, too
 # three_way_handshake_ok = True  # TCP only if its handshake was seen
+# needs = "isTLS"  # a function of the flow that must give something true: hasRisk, isBlacklisted, …
 
 # The settings, and their defaults. A table [scripts.{name}] in the configuration replaces single ones.
 default_value = {{

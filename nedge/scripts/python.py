@@ -16,7 +16,7 @@ from typing import Any
 
 from nedge.core.hooks import Hook
 from nedge.core.status import FIRST_USER_KEY, LAST_KEY, STATUS_BY_KEY, StatusType
-from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError, enters_scripts
+from nedge.scripts.budget import LOAD_SECONDS, WATCH, ScriptTimeoutError
 from nedge.scripts.check import ALL, NTOPNG_HOOKS, Declaration
 from nedge.scripts.script import HookFunction, ScriptError
 
@@ -80,7 +80,6 @@ def _set_up(path: Path, setup: Any, conf: dict[str, Any]) -> Any:
     return call(path, "in setup()", partial(setup, conf) if takes_conf else setup)
 
 
-@enters_scripts
 def call(path: Path, when: str, function: Callable[[], Any]) -> Any:
     """Call into a script; what it raises becomes a ScriptError with the script's own line."""
     failure: BaseException | None = None

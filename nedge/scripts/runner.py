@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import linecache
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Any
+from typing import Final
 
 import structlog
 
@@ -13,7 +15,7 @@ from nedge.core.flow import Handshake
 from nedge.core.hooks import Hook, HookCall
 from nedge.core.packet import TCP
 from nedge.scripts.api import Context, Flow
-from nedge.scripts.budget import WATCH, ScriptTimeoutError, enters_scripts
+from nedge.scripts.budget import WATCH, ScriptTimeoutError
 from nedge.scripts.python import script_lines
 from nedge.scripts.script import HookFunction, Problem, Script, ScriptError, ScriptFault, Where
 
@@ -22,7 +24,8 @@ LOG_SECONDS = 60
 TIMEOUT_WEIGHT = 20
 """A call that was interrupted counts as so many errors in a row: all traffic has waited for it."""
 
-_Step = tuple[Script, HookFunction, dict[str, Any]]
+_DONE: Final = Handshake.DONE
+_PERIODIC: Final = Hook.PERIODIC_UPDATE
 
 _log = structlog.get_logger(__name__)
 
@@ -35,6 +38,22 @@ class ScriptLimits:
     """Longest time for one call of a hook."""
     max_errors: int = 100
     """Errors in a row that put a script aside; 0 = never."""
+
+
+class _Step:
+    """One script's turn in a hook: copies of what is asked for with every call."""
+
+    __slots__ = ("bit", "condition", "conf", "function", "key", "periodic_ticks", "script")
+
+    def __init__(self, script: Script, function: HookFunction, bit: int) -> None:
+        self.script = script
+        self.key = script.key
+        self.function = function
+        self.conf = script.conf
+        self.periodic_ticks = script.periodic_ticks
+        self.condition: Callable[[Flow], object] | None = getattr(Flow, script.needs) if bit else None
+        self.bit = bit
+        """Stands for the condition, which several scripts may share; 0: there is none."""
 
 
 class Runner:
@@ -68,10 +87,9 @@ class Runner:
     def wants(self, hook: Hook, proto: int) -> bool:
         return proto in self._wanted[hook]
 
-    @enters_scripts
     def run(self, call: HookCall) -> None:
         flow, hook = call.flow, call.hook
-        incomplete = flow.proto == TCP and flow.handshake != Handshake.DONE
+        incomplete = flow.proto == TCP and flow.handshake != _DONE
         classification = flow.classification
         key = (hook, flow.proto, classification.app_id, classification.master_id, incomplete)
         plan = self._plans.get(key)
@@ -82,22 +100,33 @@ class Runner:
         assert self.context is not None
         api = Flow(call, self.context)
         now = call.now
-        periodic = hook is Hook.PERIODIC_UPDATE
+        tick = flow.tick if hook is _PERIODIC else 0
+        asked = true = 0  # the conditions, a bit each: each is asked for once, when a script needs it first
         budget = self._budget_ns
         watch = WATCH
         if watch.resting:
             watch.wake()
+        watch.base = sys._getframe()  # of what called this, where this is compiled
         start = perf_counter_ns()
-        for script, function, conf in plan:
-            if periodic and flow.tick % script.periodic_ticks:
+        for step in plan:
+            if (tick and tick % step.periodic_ticks) or (asked & step.bit and not true & step.bit):
                 continue
-            api._script = script.key
+            script = step.script
+            api._script = step.key
             failure: BaseException | None = None
             watch.deadline = start + budget
             try:
-                function(api, now, conf)
+                if step.condition is not None and not asked & step.bit:
+                    asked |= step.bit
+                    if step.condition(api):
+                        true |= step.bit
+                    else:
+                        watch.deadline = 0
+                        start = perf_counter_ns()
+                        continue
+                step.function(api, now, step.conf)
             except KeyboardInterrupt:
-                watch.deadline = 0
+                watch.deadline, watch.base = 0, None
                 raise
             except BaseException as error:
                 failure = error
@@ -112,16 +141,20 @@ class Runner:
             elif script.failures_in_a_row:
                 script.failures_in_a_row = 0
             start = end
+        watch.base = None
 
     def _plan(self, hook: Hook, proto: int, app: int, master: int, incomplete: bool) -> tuple[_Step, ...]:
         """The scripts that the filters let such a flow's hook through to, in order."""
-        return tuple(
-            (script, script.hooks[hook], script.conf)
+        chosen = [
+            script
             for script in self._by_hook[hook]
             if (not script.l4 or proto in script.l4)
             and not (incomplete and script.three_way_handshake_ok)
             and (script.l7 is None or script.l7 in (app, master))
-        )
+        ]
+        needs = sorted({script.needs for script in chosen if script.needs})
+        bits = {name: 1 << number for number, name in enumerate(needs)}
+        return tuple(_Step(script, script.hooks[hook], bits.get(script.needs, 0)) for script in chosen)
 
     def _failed(self, script: Script, call: HookCall, error: BaseException | None) -> None:
         """Count, say where in the script it happened, and put it aside if it keeps failing.

@@ -77,6 +77,8 @@ class Script:
     l7: int | None = None
     """nDPI protocol it wants, as master or application; None = all."""
     three_way_handshake_ok: bool = False
+    needs: str = ""
+    """Name of the function of the flow that must give something true; empty: none."""
     periodic_ticks: int = PERIODIC_DEFAULT // PERIODIC_STEP
     prio: int = 0
     conf: dict[str, Any] = field(default_factory=dict)

@@ -6,7 +6,6 @@ Python. Errors go back as text, for the Lua side to raise with the script's line
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from nedge.core.status import Severity, StatusType
-from nedge.scripts.api import Flow
+from nedge.scripts.api import MAY_CHANGE, READS, Flow
 from nedge.scripts.budget import WATCH
 from nedge.scripts.fullinfo import basic_info
 from nedge.scripts.lua.host import Host
@@ -59,22 +58,10 @@ class _NoFlow(Flow):
 NO_FLOW = _NoFlow()
 
 
-def _reads() -> tuple[list[str], list[str]]:
-    """Functions of Flow without parameters: those that give numbers or truths, and those that give more."""
-    scalars: list[str] = []
-    values: list[str] = []
-    for name, function in inspect.getmembers(Flow, inspect.isfunction):
-        signature = inspect.signature(function)
-        if not name.startswith("_") and list(signature.parameters) == ["self"]:
-            (scalars if signature.return_annotation in ("int", "float", "bool") else values).append(name)
-    return scalars, values
-
-
-SCALARS, VALUES = _reads()
-_MAY_CHANGE = ("getScore", "getStatus", "isPassVerdict")
-"""While a hook runs: by what the script does."""
-_COSTLY = ("getClientTCPIssues", "getServerTCPIssues", "getTLSVersion")
-AHEAD = frozenset(SCALARS) - frozenset((*_MAY_CHANGE, *_COSTLY))
+SCALARS = [name for name, kind in READS.items() if kind in ("int", "float", "bool")]
+VALUES = [name for name in READS if name not in SCALARS]
+_COSTLY = frozenset(("getClientTCPIssues", "getServerTCPIssues", "getTLSVersion", "isTLS"))
+AHEAD = frozenset(SCALARS) - MAY_CHANGE - _COSTLY
 """Reads whose values can be sent along with a hook call, to scripts that will ask: cheaper than asking."""
 _KEYS_OF_TEXTS = {"getnDPIProtocolName": "protocol_key", "getnDPICategoryName": "getnDPICategoryId"}
 """Texts that the Lua side keeps, by the number that stands for them."""

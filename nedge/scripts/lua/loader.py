@@ -34,6 +34,7 @@ _VALUES = (
     "l4_proto",
     "l7_proto",
     "l7_proto_id",
+    "needs",
     "nedge_exclude",
     "periodic_update_seconds",
     "prio",

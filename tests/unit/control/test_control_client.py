@@ -198,6 +198,7 @@ FILTERS = {
     "l4": [],
     "l7": "",
     "three_way_handshake_ok": False,
+    "needs": "isTLS",
     "http_answers": True,
     "periodic_update_seconds": 120,
     "prio": 0,
@@ -224,7 +225,7 @@ def test_a_script_of_several_workers_is_one() -> None:
     assert len(cells) == len(SCRIPT_HEADINGS)
     assert cells[SCRIPT_HEADINGS.index("99 % under")] == "8.2 µs"
     assert cells[SCRIPT_HEADINGS.index("Timeouts")] == "8"
-    assert "HTTP answers" in cells
+    assert "isTLS HTTP answers" in cells
     assert cells[-1] == "put aside: keeps failing"
 
 

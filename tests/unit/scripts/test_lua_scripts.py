@@ -211,6 +211,7 @@ def test_what_it_declares(tmp_path: Path) -> None:
         lua("""
         script.l4_proto, script.l7_proto, script.prio = "tcp", "TLS", -20
         script.three_way_handshake_ok, script.periodic_update_seconds = true, 60
+        script.needs = "isTLS"
         script.default_value = {limit = 5, ratio = 0.5, on = true, text = "x", names = {"a"}, by = {k = 1}}
         script.default_value.none = {}
         script.gui = {i18n_title = "some.key", i18n_description = "Words that are no key."}
@@ -220,7 +221,7 @@ def test_what_it_declares(tmp_path: Path) -> None:
     )
     assert (script.key, script.title, script.description) == ("script", "script", "Words that are no key.")
     assert (script.l4, script.l7, script.prio, script.three_way_handshake_ok) == ((6,), 91, -20, True)
-    assert script.periodic_ticks == 2
+    assert (script.periodic_ticks, script.needs) == (2, "isTLS")
     assert list(script.hooks) == [Hook.PROTOCOL_UPDATED, Hook.PERIODIC_UPDATE]
     assert script.conf == {
         "limit": 5, "ratio": 0.5, "on": True, "text": "x", "names": ["a"], "by": {"k": 1}, "none": [],

@@ -11,7 +11,7 @@ from types import CodeType, FunctionType
 import pytest
 
 from nedge.scripts import budget
-from nedge.scripts.budget import WATCH, ScriptTimeoutError, enforced, enters_scripts
+from nedge.scripts.budget import WATCH, ScriptTimeoutError, enforced
 
 LIMIT = 0.03
 
@@ -38,7 +38,7 @@ def _call(function: Callable[[], object]) -> str:
     return "fired" if WATCH.end() else "returned"
 
 
-call = enters_scripts(ours(_call))
+call = ours(_call)
 
 
 @pytest.fixture
@@ -113,17 +113,25 @@ def test_nobody_is_interrupted_between_calls() -> None:
 
 
 @pytest.mark.usefixtures("_watched")
-def test_what_calls_into_scripts_must_say_so() -> None:
-    """Else a script is not told from code of ours that waits for something."""
+def test_who_begins_a_call_is_who_calls_the_script() -> None:
+    """What other code of ours waits for meanwhile is no script."""
 
-    def caller(function: Callable[[], object]) -> str:
-        WATCH.begin(LIMIT)
+    def wait() -> None:
+        time.sleep(3 * LIMIT)
+
+    def other(function: Callable[[], object]) -> None:
         function()
+
+    elsewhere = ours(other)
+
+    def begin(function: Callable[[], object]) -> str:
+        WATCH.begin(LIMIT)
+        elsewhere(function)
         WATCH.end()
         return "returned"
 
-    other = ours(caller)
-    assert other(lambda: time.sleep(3 * LIMIT)) == "returned"
+    assert ours(begin)(wait) == "returned"
+    assert WATCH.base is None
 
 
 @pytest.mark.usefixtures("_watched")

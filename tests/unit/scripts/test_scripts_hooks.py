@@ -34,6 +34,7 @@ from kit import (
 )
 
 from nedge.core.verdict import Action
+from nedge.scripts import Flow
 
 NO_PORT = 47123
 QUIET = "[verdict]\ndrop_score = 0\nblock_statuses = []\n"
@@ -563,6 +564,47 @@ def test_three_way_handshake_filter(packets: list[Packet], runs: bool) -> None:
     for hook in ("protocolDetected", "flowEnd"):
         assert bool(calls(packets, hook, more="three_way_handshake_ok = True\n")) is runs
         assert calls(packets, hook, more="three_way_handshake_ok = False\n")
+
+
+WEB = Tcp(dport=80).handshake().client(http_request("example.com")).server(http_response()).fin().packets
+
+
+@pytest.mark.parametrize(
+    ("needs", "packets", "runs"),
+    [
+        ("isTLS", tls(name="example.com").packets, True),
+        ("isTLS", quic_initial("example.com"), True),
+        ("isTLS", WEB, False),
+        ("isTwhOK", WEB, True),
+        ("isTwhOK", dns("a.example.com").packets, False),
+        ("getDnsQuery", dns("a.example.com").packets, True),
+        ("getDnsQuery", WEB, False),
+        ("isRemoteToRemote", WEB, False),
+        ("hasRisk", WEB, False),
+    ],
+)
+def test_scripts_are_called_if_what_they_need_is_true(needs: str, packets: list[Packet], runs: bool) -> None:
+    for hook in ("protocolDetected", "flowEnd"):
+        assert bool(calls(packets, hook, more=f"needs = {needs!r}\n")) is runs
+
+
+def test_what_scripts_need_is_asked_for_once_in_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    true = Flow.isTLS
+
+    def ask_for(flow: Flow) -> bool:
+        asked.append(true(flow))
+        return asked[-1]
+
+    monkeypatch.setattr(Flow, "isTLS", ask_for)
+    needs = {"a": "isTLS", "b": "isTwhOK", "c": "isTLS"}
+    scripts = {
+        key: recorder("protocolDetected", value=repr(key), more=f"needs = {name!r}\n")
+        for key, name in needs.items()
+    }
+    seen = judge(merge(tls(name="example.com").packets, WEB), QUIET, scripts).seen
+    assert sorted(key for _, key in seen) == ["a", "b", "b", "c"]
+    assert sorted(asked) == [False, True]
 
 
 def test_the_periodic_divisor_comes_before_the_other_filters() -> None:

@@ -266,6 +266,22 @@ def test_a_setting_of_the_wrong_type_is_an_error(tmp_path: Path, line: str) -> N
     assert line.split(" ")[0] in wrong.message
 
 
+@pytest.mark.parametrize(
+    ("needs", "says"),
+    [
+        ("isTls", "did you mean 'isTLS'?"),
+        ("getScore", "but not getScore, getStatus, isPassVerdict"),  # changes while scripts run
+        ("setStatus", "take no arguments"),
+        ("_flow", "take no arguments"),
+    ],
+)
+def test_a_need_that_is_no_function_of_the_flow_is_an_error(tmp_path: Path, needs: str, says: str) -> None:
+    wrong = problem(tmp_path, f"needs = {needs!r}\n{HOOK}")
+    assert wrong.fatal
+    assert wrong.line == 1
+    assert says in wrong.message
+
+
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     scripts, problems = load(tmp_path, {"a": "x = = 1", "b": "1 / 0", "c": HOOK, "d": "x = 1"})
     assert [script.key for script in scripts] == ["c"]
