@@ -370,9 +370,9 @@ def test_memory_that_is_kept_is_free_when_the_script_is_put_aside() -> None:
             for n = 1, 1e9 do kept[#kept + 1] = ("x"):rep(1000) .. n end
         end
         """)
-    _, script = harm({"bad.lua": source}, "budget_ms = 900\nlua_memory_mb = 32\nmax_errors = 4\n", 8)
+    _, script = harm({"bad.lua": source}, "budget_ms = 900\nlua_memory_mb = 8\nmax_errors = 4\n", 8)
     assert (script.calls, script.errors) == (4, 4)
-    assert script.last_error == "not enough memory (scripts.lua_memory_mb = 32)"
+    assert script.last_error == "not enough memory (scripts.lua_memory_mb = 8)"
     assert script.aside
 
 
