@@ -14,7 +14,7 @@ import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
@@ -32,12 +32,11 @@ from nedge.gateway.link import Link
 from nedge.gateway.orientation import Orientation
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.supervisor import HOSTS_PER_MESSAGE
+from nedge.gateway.verdicts import Mode, Verdicts
 from nedge.kernel.conntrack import Conntrack
 from nedge.kernel.errors import KernelError
-from nedge.kernel.queue import REWRITE, Judge, PacketQueue
+from nedge.kernel.queue import PacketQueue
 from nedge.scripts.script import Script
-
-Mode = Literal["inline", "monitor"]
 
 TICK = 1.0
 """Seconds between two runs of the engine's timers."""
@@ -87,12 +86,11 @@ class Worker:
         engine.slice = SLICE
         engine.normalizer.inline = mode == "inline"
         self.mode = mode
-        self._offset = offset = _clock_offset()
-        self.clock: Callable[[], float] = lambda: offset + time.monotonic()
-        """Epoch seconds; the machine's clock may be set, this one only goes on."""
+        self._offset = _clock_offset()
         self._marks = marks
-        self._values = self._mark_values()
-        """Mark for each share, and for what awaits an answer; changed in place with the generation."""
+        self._verdicts = Verdicts(engine, mode, marks, self._offset)
+        self.clock = self._verdicts.now
+        """Epoch seconds."""
         self._conntrack: Conntrack | None = None
         self._accounting: Accounting | None = None
         self._link: Link | None = None
@@ -119,7 +117,7 @@ class Worker:
         """When the first of them is due."""
         self.every(TICK, lambda: self._guarded(engine.advance))
         self._selector = selectors.DefaultSelector()
-        judge = self._judge()
+        judge = self._verdicts.judge
         self.queue = PacketQueue(
             number,
             latency.around(judge) if latency else judge,
@@ -148,11 +146,11 @@ class Worker:
 
         def remark(flow: Flow) -> None:
             if self._gathered is not None:
-                self._gathered.append((flow.key, self._values[flow.share]))
+                self._gathered.append((flow.key, self._verdicts.mark(flow.share)))
                 return
             self.queue.flush()  # a mark that waits there must not overwrite this one
             try:
-                conntrack.set_mark(flow.key, self._values[flow.share], marks.mask)
+                conntrack.set_mark(flow.key, self._verdicts.mark(flow.share), marks.mask)
             except (KernelError, OSError) as error:
                 self._engine_failed(error)
 
@@ -173,33 +171,6 @@ class Worker:
                     self._conntrack.set_marks(changes, self._marks.mask)
                 except (KernelError, OSError) as error:
                     self._engine_failed(error)
-
-    def _mark_values(self) -> list[int]:
-        """The mark for each share. Who only watches drops nothing."""
-        if self._marks is None:
-            return []
-        values = [self._marks.value(share) for share in Share]
-        if self.mode == "monitor":
-            values[Share.DROP] = values[Share.PASS]
-        return [*values, self._marks.awaits_answer]
-
-    def _judge(self) -> Judge:
-        """Packet -> what the queue shall do with it. The hot path."""
-        engine, packet, clock = self.engine, self.engine.packet, self.clock
-        values = self._values or [0] * (len(Share) + 1)
-        monitor, normalizer = self.mode == "monitor", engine.normalizer
-
-        def judge(data: bytes, mac: bytes, vlan: int, tracked: bool, port: int) -> int:
-            action = packet(data, clock(), vlan, mac, tracked=tracked, port=port)
-            if monitor:
-                return values[engine.share]
-            if normalizer.rewritten and not action:
-                return REWRITE
-            if normalizer.awaits_answer and not action:
-                return values[-1]
-            return values[engine.share] or action
-
-        return judge
 
     def orient(self, lan_ports: Iterable[int]) -> None:
         """Find out from the traffic whether LAN and WAN are swapped. lan_ports: interface indexes."""
@@ -369,7 +340,7 @@ class Worker:
             return
         if self._marks:
             self._marks = Marks(self._marks.mask, generation)
-            self._values[:] = self._mark_values()
+            self._verdicts.mark_by(self._marks)
         self._link.send({"ready": True})
 
     def every(self, seconds: float, step: Callable[[], object]) -> None:

@@ -20,8 +20,9 @@ from nedge.gateway import worker as module
 from nedge.gateway.link import Link
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.signals import STOP_SIGNALS, stop_signals
+from nedge.gateway.verdicts import Mode
 from nedge.gateway.work import stop_if_told, take_over
-from nedge.gateway.worker import Mode, Worker
+from nedge.gateway.worker import Worker
 from nedge.scripts.budget import WATCH, enforced
 
 
