@@ -36,6 +36,7 @@ from nedge.core.packet import (
     decode,
 )
 from nedge.core.quic import connection_id
+from nedge.core.silent import SilentConnections
 from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Failure, Operator, Policy
 from nedge.core.watch import DnsWatch, parse_dns_query
@@ -89,6 +90,7 @@ class Engine:
         self._readings = self._last_reading = 0
         """Number of the latest reading of the kernel's counters, and of the latest that was whole."""
         self._next_id = first_id
+        self._silent = SilentConnections()
         self.verdicts = Judge(
             scripts or NoScripts(),
             policy or Policy(),
@@ -271,6 +273,11 @@ class Engine:
         if self.table.full:
             return None
         key = packet.key
+        start = self._silent.recall(key) if packet.proto == TCP else None
+        if packet.flags & SYN:
+            start = None  # it is another connection
+        elif start is not None:
+            key = start.key
         size = (len(key) - 7) >> 1
         client = self.hosts.acquire(key[3 : 3 + size], key[0] << 8 | key[1])
         server = self.hosts.acquire(key[3 + size : 3 + 2 * size], client.vlan)
@@ -280,7 +287,10 @@ class Engine:
         flow.port = port
         flow.blacklisted = client.blacklisted or server.blacklisted
         flow.operator = self.verdicts.orders.word_on_flow(key)
-        if packet.proto == TCP and not packet.flags & SYN:
+        if start is not None:
+            flow.start_at(start.number)
+            flow.port, flow.handshake = start.port, start.handshake
+        elif packet.proto == TCP and not packet.flags & SYN:
             self.counters.midstream += 1
             if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
                 flow.failures = (Failure.MIDSTREAM,)
@@ -487,6 +497,8 @@ class Engine:
             self._inspection_failed(flow)
         self.run_hook(flow, Hook.FLOW_END, now)
         self.table.remove(flow)
+        if reason is EndReason.IDLE and flow.proto == TCP and flow.share is _NONE:
+            self._silent.remember(flow)
         self._sink(FlowEnded(flow, now, reason))
         flow.release_scores()
         if flow.client_score:

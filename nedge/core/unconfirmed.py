@@ -48,6 +48,11 @@ class Unconfirmed:
         """How far what was sent is ahead of what is confirmed."""
         return ahead(self._top, self._confirmed)
 
+    @property
+    def latest(self) -> int:
+        """Number of the last byte that the server has."""
+        return (self._confirmed - 1) & _MASK
+
     def take(self, packet: Packet, *, telling: bool) -> bytes | None:
         """Take a client's segment with a payload.
 

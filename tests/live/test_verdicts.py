@@ -205,10 +205,16 @@ def test_client_hello_in_reverse_order(firewall: Firewall, family: str, shape: s
 
 
 @FAMILIES
-@pytest.mark.parametrize("old", [b"x", b"SSH-2.0-old\r\n", b"a hello"])
-def test_bytes_before_the_start_of_the_stream(firewall: Firewall, family: str, old: bytes) -> None:
-    """The server throws them away, and takes the hello behind them."""
-    firewall.use(PORTS + EVENTS + NAMES)
+@pytest.mark.parametrize(
+    ("old", "silence"),
+    [(b"x", 0), (b"SSH-2.0-old\r\n", 0), (b"a hello", 0), (b"SSH-2.0-old\r\n", 4)],
+)
+def test_bytes_before_the_start_of_the_stream(
+    firewall: Firewall, family: str, old: bytes, silence: float
+) -> None:
+    """The server throws them away, and takes the hello behind them. Also when the flow ended in silence."""
+    limits = "[limits]\ndetection_seconds = 1\nclosed_seconds = 1\n" if silence else ""
+    firewall.use(PORTS + EVENTS + NAMES + limits)
     source = {"v4": "10.99.0.77", "v6": "fd99::77"}[family]
     old = traffic.client_hello(ALLOWED) if old == b"a hello" else old
     for name in (ALLOWED, BLOCKED):
@@ -220,6 +226,7 @@ def test_bytes_before_the_start_of_the_stream(firewall: Firewall, family: str, o
             443,
             [Segment(-len(old), old), Segment(0, traffic.client_hello(name))],
             answered=name == ALLOWED,
+            silence=silence,
         )
         assert outcome.answered == [name == ALLOWED], outcome.error
     assert not firewall.servers.received(proto="tls", host=BLOCKED)

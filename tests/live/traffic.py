@@ -227,10 +227,11 @@ def run_raw(
     answered: bool,
     syn_data: bytes = b"",
     early: Sequence[Segment] = (),
+    silence: float = 0.0,
 ) -> Outcome:
     """Send segments on a connection from `source`. Gives what came back.
 
-    `syn_data`: what the SYN brings. `early`: sent before it.
+    `syn_data`: what the SYN brings. `early`: sent before it. `silence`: seconds after the handshake.
     """
     version = ["-6"] if ":" in source else []
     server.run(
@@ -246,6 +247,7 @@ def run_raw(
             "segments": [(segment.at, segment.data.hex(), segment.kind) for segment in segments],
             "early": [(segment.at, segment.data.hex(), segment.kind) for segment in early],
             "syn_data": syn_data.hex(),
+            "silence": silence,
             "seconds": PATIENCE if answered else SHORT,
         }
     )
@@ -676,6 +678,7 @@ def _raw() -> None:
         for at, data, kind in told["early"]:
             client.send(Segment(at, bytes.fromhex(data), kind))
         client.connect(PATIENCE, bytes.fromhex(told["syn_data"]))
+        time.sleep(told["silence"])
         for at, data, kind in told["segments"]:
             client.send(Segment(at, bytes.fromhex(data), kind))
         answer = client.answer(told["seconds"])
