@@ -2,8 +2,8 @@
 
 A gateway in the lab with many live flows (50,000; UDP, real packets through the queue). Then, for each
 request: how long the answer takes, all of it received, and for some the command as it is typed; and how long
-the answers to DNS queries take, each judged in user space, while nobody asks anything and while somebody asks
-all the time.
+the answers to DNS queries take, each judged in user space, while nobody asks anything, while somebody asks
+once a second (as `--watch` and `nedge top` do), and all the time.
 
 On two CPUs client, server, gateway and asker share them. So there is a row for a Python that starts again and
 again and asks nothing: what it adds, any other work on the machine adds. Queries that met a CPU which stood
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -105,6 +105,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 NOTHING = "something else uses the CPU"
 ASKED = ("flows, all", "flows, 50 by bytes", "block a domain (no flow changes)")
+PACES = {"every second": 1.0, "all the time": 0.0}
+"""Seconds between an answer and the next question."""
+TYPE_FLOWS: list[str | Path] = ["-m", "nedge", "flows", "--socket"]
 TYPED = (["status"], ["flows"], ["hosts"], ["scripts"])
 
 
@@ -245,8 +248,10 @@ def answer_times(lab: Lab, path: Path, options: argparse.Namespace) -> dict[str,
     kinds: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "nobody asks": nullcontext,
         NOTHING: lambda: repeating(lab, ["-c", "import rich.table"]),
-        "nedge flows, typed all the time": lambda: repeating(lab, ["-m", "nedge", "flows", "--socket", path]),
-    } | {f"all the time: {name}": partial(asking, path, name) for name in ASKED}
+    }
+    for pace, pause in PACES.items():
+        kinds[f"{pace}: nedge flows, typed"] = partial(repeating, lab, [*TYPE_FLOWS, path], pause)
+        kinds |= {f"{pace}: {name}": partial(asking, path, name, pause) for name in ASKED}
     samples: dict[str, Times] = {name: ([], 0) for name in kinds}
     for _ in range(options.turns):
         for name, goes_on in kinds.items():
@@ -265,11 +270,11 @@ def latency(lab: Lab, queries: int) -> Times:
 
 
 @contextmanager
-def repeating(lab: Lab, arguments: list[str | Path]) -> Iterator[None]:
+def repeating(lab: Lab, arguments: Sequence[str | Path], pause: float = 0) -> Iterator[None]:
     """Python runs this in the gateway again and again."""
 
     def run(over: threading.Event) -> None:
-        while not over.is_set():
+        while not over.wait(pause):
             lab.gateway.run([sys.executable, *arguments], check=True)
 
     with meanwhile(run):
@@ -277,15 +282,15 @@ def repeating(lab: Lab, arguments: list[str | Path]) -> Iterator[None]:
 
 
 @contextmanager
-def asking(path: Path, name: str) -> Iterator[None]:
-    """Somebody asks one thing all the time."""
+def asking(path: Path, name: str, pause: float) -> Iterator[None]:
+    """Somebody asks one thing again and again."""
     asked = 0
 
     def run(over: threading.Event) -> None:
         nonlocal asked
         command, found = parameters(path, name)
         with Client(path) as client:
-            while not over.is_set():
+            while not over.wait(pause):
                 client.ask(command, **found)
                 asked += 1
 
