@@ -86,6 +86,8 @@ class _Cursor:
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
 REQUEST_START = re.compile(rb"[\r\n]*(?:[A-Z][A-Z-]{0,19}(?: |\Z)|\Z)")
 """How a request starts, as far as its first bytes are there."""
+_ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
+"""A target that is a whole URL, up to its path."""
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|\r?\Z)")
 _NUMBER = re.compile(rb"0*([0-9]*)")
 _HOST, _USER_AGENT, _CONTENT_LENGTH, _TRANSFER_ENCODING = (
@@ -221,9 +223,8 @@ class HttpWatch:
         path = target
         if method == b"CONNECT":
             host, path = target, b""
-        elif b"://" in target:  # absolute form: it wins over Host (RFC 9112, 3.2.2)
-            host, slash, path = target.partition(b"://")[2].partition(b"/")
-            path = slash + path
+        elif not target.startswith(b"/") and (absolute := _ABSOLUTE.match(target)):
+            host, path = absolute[1], target[absolute.end() :]  # it wins over Host (RFC 9112, 3.2.2)
         name = _host_name(host)
         requests.append(
             Request(
