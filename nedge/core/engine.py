@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from itertools import islice
+from typing import Final
 
 from nedge.core.events import FlowEnded, Sink, ignore
 from nedge.core.flow import EndReason, Flow, Handshake, Share
@@ -42,12 +43,25 @@ from nedge.core.verdict import Action, Failure, Operator, Policy
 from nedge.core.watch import DnsWatch, parse_dns_query
 
 # Members of enumerations are slow to look up; these are asked for with every packet.
-_NONE, _PASS, _WATCH, _UPDATED = Share.NONE, Share.PASS, Share.WATCH, Hook.PROTOCOL_UPDATED
-_SYN_ACK, _FIN_RST, _KINDS = SYN | ACK, FIN | RST, SYN | ACK | FIN | RST
-_OPENED, _DONE = Handshake.SYN, Handshake.DONE
-TICK = 30.0
+_NONE: Final = Share.NONE
+_PASS: Final = Share.PASS
+_WATCH: Final = Share.WATCH
+_OPENED: Final = Handshake.SYN
+_DONE: Final = Handshake.DONE
+_DETECTED: Final = Hook.PROTOCOL_DETECTED
+_UPDATED: Final = Hook.PROTOCOL_UPDATED
+_PERIODIC: Final = Hook.PERIODIC_UPDATE
+_FLOW_END: Final = Hook.FLOW_END
+_GOES_ON: Final = Action.PASS
+_UNCLASSIFIED: Final = Failure.UNCLASSIFIED
+
+_SYN_ACK: Final = SYN | ACK
+_FIN_RST: Final = FIN | RST
+_KINDS: Final = SYN | ACK | FIN | RST
+
+TICK: Final = 30.0
 """Seconds between two periodicUpdates of a flow."""
-MISSED_SECONDS = 60.0
+MISSED_SECONDS: Final = 60.0
 """Between two looks whether the kernel still has a flow that it took over."""
 
 
@@ -167,7 +181,7 @@ class Engine:
                 and not packet.payload_length
                 and self.remark is not None
             ):
-                return Action.PASS  # of a flow that is forgotten; who the client is, it does not tell
+                return _GOES_ON  # of a flow that is forgotten; who the client is, it does not tell
             again = flow is not None
             flow = self._open(packet, now, port)
             if flow is None:
@@ -296,7 +310,7 @@ class Engine:
                 flow.failures = (Failure.MIDSTREAM,)
         elif packet.proto == UDP:
             flow.quic_id = connection_id(packet.payload_bytes())
-        if packet.proto in (ICMP, ICMPV6) and packet.flaw is None:
+        elif packet.proto in (ICMP, ICMPV6) and packet.flaw is None:
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
         self.table.add(flow)
         self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))
@@ -307,7 +321,7 @@ class Engine:
             self._inspection_failed(flow)
         ordered = flow.operator or client.operator or server.operator
         if ordered or flow.failures or self.verdicts.policy.host_drop_score:
-            self.judge(flow, now)
+            self.verdicts.judge(flow, now)
         return flow
 
     def _inspection_failed(self, flow: Flow) -> None:
@@ -316,24 +330,24 @@ class Engine:
         self.inspector.abandon(flow)
         flow.failures = (*flow.failures, Failure.DPI_ERROR)
         if flow.detected:
-            self.judge(flow, self.now)
+            self.verdicts.judge(flow, self.now)
         else:
-            self._news(flow, Hook.PROTOCOL_DETECTED)
+            self._news(flow, _DETECTED)
 
     # What becomes known
 
     def _news(self, flow: Flow, hook: Hook) -> None:
         """What is known of a flow grew."""
         now = self.now
-        if hook is Hook.PROTOCOL_DETECTED:
+        if hook is _DETECTED:
             flow.detected = True
             flow.detected_at_packet = flow.decided_at_packet = flow.packets
-            if Failure.UNCLASSIFIED in flow.failures:
+            if _UNCLASSIFIED in flow.failures:
                 self.counters.unclassified += 1
-            if self.verdicts.scripts.wants(Hook.PERIODIC_UPDATE, flow.proto):
+            if self.verdicts.scripts.wants(_PERIODIC, flow.proto):
                 flow.next_tick = now + TICK
                 self.table.wake_at(flow, min(flow.timer, flow.next_tick))
-        self.run_hook(flow, hook, now)
+        self.verdicts.run_hook(flow, hook, now)
 
     def set_score_elsewhere(self, ip: str, vlan: int, score: int) -> None:
         """What the flows of other workers add to a host's score."""
@@ -369,9 +383,9 @@ class Engine:
         self.hosts.refresh(flow.server)
         self.inspector.classify_anew(flow)
         if flow.detected:
-            self.run_hook(flow, Hook.PROTOCOL_DETECTED, now)
+            self.verdicts.run_hook(flow, _DETECTED, now)
         else:
-            self.judge(flow, now)
+            self.verdicts.judge(flow, now)
 
     # What the kernel took over
 
@@ -429,7 +443,7 @@ class Engine:
         `gone`: it has ended. Connections that are no flow of ours are ignored.
         """
         flow = self.table.get(key)
-        if flow is None or flow.share is Share.NONE:
+        if flow is None or flow.share is _NONE:
             return
         account(flow, key, sent, received, last)
         flow.accounted = self._readings
@@ -473,11 +487,11 @@ class Engine:
             silent = flow.last_seen + self.limits.detection_seconds
             if silent <= now:
                 self.inspector.stop_waiting(flow)
-                self._news(flow, Hook.PROTOCOL_DETECTED)
+                self._news(flow, _DETECTED)
             else:
                 ends = min(ends, silent)
         if flow.next_tick and flow.next_tick <= now:
-            self.run_hook(flow, Hook.PERIODIC_UPDATE, now)
+            self.verdicts.run_hook(flow, _PERIODIC, now)
             flow.tick += 1
             flow.next_tick += TICK
         if flow.next_tick:
@@ -495,7 +509,7 @@ class Engine:
             self.inspector.end(flow)
         except Exception:
             self._inspection_failed(flow)
-        self.run_hook(flow, Hook.FLOW_END, now)
+        self.verdicts.run_hook(flow, _FLOW_END, now)
         self.table.remove(flow)
         if reason is EndReason.IDLE and flow.proto == TCP and flow.share is _NONE:
             self._silent.remember(flow)

@@ -6,9 +6,9 @@ The core knows the inspector only by the two protocols below; `nedge.dpi` implem
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-DETECTED = 0xFFFF << 16
+DETECTED: Final = 0xFFFF << 16
 """The bits of a classification word that hold the application id: any of them is set once it is detected."""
 
 
@@ -30,10 +30,10 @@ class Classification(NamedTuple):
     breed: str
 
 
-UNKNOWN = Classification(0, 0, "Unknown", "", "Unknown", 0, "Unspecified", "Unrated")
+UNKNOWN: Final = Classification(0, 0, "Unknown", "", "Unknown", 0, "Unspecified", "Unrated")
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, init=False)
 class Facts:
     """What was read in a flow's payload, beyond its protocol. Empty string, 0 or () where absent.
 
@@ -85,6 +85,64 @@ class Facts:
     hassh_client: str = ""
     """Fingerprint of what the client offers (HASSH)."""
     hassh_server: str = ""
+
+    # Written out, as a request on its way waits for it: a dataclass's own takes ten times as long.
+    def __init__(
+        self,
+        *,
+        hostname: str = "",
+        dns_query: str = "",
+        dns_query_type: int = 0,
+        dns_reply_code: int = 0,
+        http_url: str = "",
+        http_method: str = "",
+        http_code: int = 0,
+        http_user_agent: str = "",
+        http_content_type: str = "",
+        tls_version: int = 0,
+        tls_sni: str = "",
+        tls_alpn: str = "",
+        tls_cipher: str = "",
+        ja3: str = "",
+        ja3s: str = "",
+        ja4: str = "",
+        cert_not_before: int = 0,
+        cert_not_after: int = 0,
+        cert_issuer: str = "",
+        cert_subject: str = "",
+        cert_names: tuple[str, ...] = (),
+        cert_sha1: str = "",
+        ssh_client: str = "",
+        ssh_server: str = "",
+        hassh_client: str = "",
+        hassh_server: str = "",
+    ) -> None:
+        self.hostname = hostname
+        self.dns_query = dns_query
+        self.dns_query_type = dns_query_type
+        self.dns_reply_code = dns_reply_code
+        self.http_url = http_url
+        self.http_method = http_method
+        self.http_code = http_code
+        self.http_user_agent = http_user_agent
+        self.http_content_type = http_content_type
+        self.tls_version = tls_version
+        self.tls_sni = tls_sni
+        self.tls_alpn = tls_alpn
+        self.tls_cipher = tls_cipher
+        self.ja3 = ja3
+        self.ja3s = ja3s
+        self.ja4 = ja4
+        self.cert_not_before = cert_not_before
+        self.cert_not_after = cert_not_after
+        self.cert_issuer = cert_issuer
+        self.cert_subject = cert_subject
+        self.cert_names = cert_names
+        self.cert_sha1 = cert_sha1
+        self.ssh_client = ssh_client
+        self.ssh_server = ssh_server
+        self.hassh_client = hassh_client
+        self.hassh_server = hassh_server
 
 
 class DpiFlow(Protocol):

@@ -6,7 +6,7 @@ Many are alive at once: slots, and no state that only undecided flows need is ke
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nedge.core.facts import UNKNOWN, Classification, DpiFlow, Facts
 from nedge.core.hosts import Host
@@ -24,9 +24,9 @@ from nedge.core.unconfirmed import Unconfirmed
 from nedge.core.verdict import UNDETECTED, Failure, Operator, Verdict
 from nedge.core.watch import Watch
 
-NO_FACTS = Facts()
-_ORDER = Disorder()
-OF_SCRIPTS = (Failure.SCRIPT_ERROR, Failure.SCRIPT_TIMEOUT)
+NO_FACTS: Final = Facts()
+_ORDER: Final = Disorder()
+OF_SCRIPTS: Final = (Failure.SCRIPT_ERROR, Failure.SCRIPT_TIMEOUT)
 
 
 class Handshake(IntEnum):
@@ -38,11 +38,17 @@ class Handshake(IntEnum):
     DONE = 3
 
 
-_NOT_SEEN, _OPENED, _ANSWERED, _DONE = Handshake
-_TCP_HEADER = 20
-_SYN_ACK, _SYN_FIN_RST, _KINDS = SYN | ACK, SYN | FIN | RST, SYN | ACK | FIN | RST
+_NOT_SEEN: Final = Handshake.NONE
+_OPENED: Final = Handshake.SYN
+_ANSWERED: Final = Handshake.SYN_ACK
+_DONE: Final = Handshake.DONE
+_NO_WORD: Final = Operator.NONE
+_TCP_HEADER: Final = 20
+_SYN_ACK: Final = SYN | ACK
+_SYN_FIN_RST: Final = SYN | FIN | RST
+_KINDS: Final = SYN | ACK | FIN | RST
 
-SEVERAL = -2
+SEVERAL: Final = -2
 """For the number of a flow's SYN: it is not known which the server took."""
 
 
@@ -58,6 +64,8 @@ class Share(IntEnum):
     WATCH = 3
     """It passes what the server sends; what the client sends with a payload still comes up."""
 
+
+_NO_SHARE: Final = Share.NONE
 
 FLOWS_PER_WORKER = 1 << 32
 """The ids of a worker's flows begin behind a multiple of this, and are unique across workers and restarts."""
@@ -188,7 +196,7 @@ class Flow:
         self.icmp: tuple[int, int] | None = None
         """Type and code of the first packet, for ICMP and ICMPv6."""
 
-        self.handshake = Handshake.NONE
+        self.handshake = _NOT_SEEN
         self.tunnelled = first.tunnelled
         self.closing = False
         """A FIN or RST was seen."""
@@ -258,14 +266,14 @@ class Flow:
         self.timer = 0
         """The second its timer is set to; the table's."""
 
-        self.share = Share.NONE
+        self.share = _NO_SHARE
         """What the kernel was told to do with it by itself."""
         self.accounted = 0
         """Number of the latest reading of the kernel's counters that it was in."""
 
         self.epoch = 0
         """Of the policy that it was judged under."""
-        self.operator = Operator.NONE
+        self.operator = _NO_WORD
         self.failures: tuple[Failure, ...] = ()
         self.verdict: Verdict = UNDETECTED
         self.decided_at = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final
 
 from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
@@ -21,41 +21,40 @@ from nedge.core.stream import Stream
 from nedge.core.verdict import Failure
 from nedge.core.watch import REQUEST_START, DnsWatch, HttpWatch, Request
 
-MAX_INSPECTED = {TCP: 32, UDP: 24}
+MAX_INSPECTED: Final = {TCP: 32, UDP: 24}
 """Packets after which inspection ends with a guess: more change nothing (other protocols as UDP)."""
 
-CATEGORY_MINING, CATEGORY_MALWARE, CATEGORY_ADVERTISEMENT = 99, 100, 101
+CATEGORY_MINING: Final = 99
+CATEGORY_MALWARE: Final = 100
+CATEGORY_ADVERTISEMENT: Final = 101
 """nDPI's custom categories, which name lists set."""
 
-_DNS_PORT = b"\x00\x35"
-_TLS_HANDSHAKE, _SERVER_HELLO = 22, 2  # RFC 8446, 5.1 and 4
-_NAMED = frozenset(("TLS", "QUIC", "HTTP", "DTLS", "DNS"))
+_DETECTED: Final = Hook.PROTOCOL_DETECTED
+_UPDATED: Final = Hook.PROTOCOL_UPDATED
+_UNCLASSIFIED: Final = Failure.UNCLASSIFIED
+_DNS_PORT: Final = b"\x00\x35"
+_TLS_HANDSHAKE: Final = 22  # RFC 8446, 5.1
+_SERVER_HELLO: Final = 2  # and 4
+_NAMED: Final = frozenset(("TLS", "QUIC", "HTTP", "DTLS", "DNS"))
 """Protocols whose clients name their server: hooks wait for that name."""
-_SPEAKING = _NAMED | {"SSH", "IMAPS", "POPS", "SMTPS", "FTPS", "LDAPS", "DoH_DoT"}
+_SPEAKING: Final = _NAMED | {"SSH", "IMAPS", "POPS", "SMTPS", "FTPS", "LDAPS", "DoH_DoT"}
 """Protocols that leave facts behind, beside their name."""
 
 
-class _Traits(NamedTuple):
+class _Traits:
     """What inspection asks of a protocol."""
 
-    names_server: bool
-    """Its clients name their server."""
-    speaks: bool
-    """It leaves facts behind."""
-    is_dns: bool
-    asks: bool
-    """It is DNS or HTTP, proxied HTTP included."""
+    __slots__ = ("asks", "is_dns", "names_server", "speaks")
 
-    @classmethod
-    def of(cls, classification: Classification) -> _Traits:
+    def __init__(self, classification: Classification) -> None:
         names = {classification.app, classification.master}
-        is_dns = "DNS" in names
-        return cls(
-            names_server=not names.isdisjoint(_NAMED),
-            speaks=not names.isdisjoint(_SPEAKING),
-            is_dns=is_dns,
-            asks=is_dns or any(name.startswith("HTTP") for name in names),
-        )
+        self.names_server = not names.isdisjoint(_NAMED)
+        """Its clients name their server."""
+        self.speaks = not names.isdisjoint(_SPEAKING)
+        """It leaves facts behind."""
+        self.is_dns = "DNS" in names
+        self.asks = self.is_dns or any(name.startswith("HTTP") for name in names)
+        """It is DNS or HTTP, proxied HTTP included."""
 
 
 class NameLists:
@@ -151,7 +150,7 @@ class Inspector:
                     self._classify(flow, word)
                     self._follow_watch(flow, segment)
                     if flow.detected:
-                        self.on_news(flow, Hook.PROTOCOL_UPDATED)
+                        self.on_news(flow, _UPDATED)
             watch = flow.watch
             if watch is not None and (from_client or flow.proto == UDP):
                 for request in watch.feed(segment):
@@ -160,7 +159,7 @@ class Inspector:
             if classified and not flow.match_length and not flow.requests:
                 self._match(flow, segment)
             if not flow.detected and (classified or flow.proto not in (TCP, UDP)) and self._ready(flow):
-                self.on_news(flow, Hook.PROTOCOL_DETECTED)
+                self.on_news(flow, _DETECTED)
             dpi = flow.dpi
             if dpi is not None and flow.detected:
                 over = flow.packets - flow.bare_acks > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
@@ -168,10 +167,10 @@ class Inspector:
                 if over or (classified and (enough or not dpi.more_possible())):
                     told = new or flow.requests != requests  # the hooks have just seen all there is
                     if self._finish(flow) and not told:
-                        self.on_news(flow, Hook.PROTOCOL_UPDATED)
+                        self.on_news(flow, _UPDATED)
         if not flow.detected and flow.packets - flow.bare_acks >= self.detection_packets:
             self.stop_waiting(flow)
-            self.on_news(flow, Hook.PROTOCOL_DETECTED)
+            self.on_news(flow, _DETECTED)
 
     def awaits_answer(self, flow: Flow) -> bool:
         """Whether it is plain HTTP, and what the server answers shall be looked at."""
@@ -180,16 +179,16 @@ class Inspector:
     def stop_waiting(self, flow: Flow) -> None:
         """Detection takes too long: hooks shall run with what is known. Inspection itself goes on."""
         if not flow.word & DETECTED:
-            flow.failures = (*flow.failures, Failure.UNCLASSIFIED)
+            flow.failures = (*flow.failures, _UNCLASSIFIED)
 
     def end(self, flow: Flow) -> None:
         """The flow ends: end its inspection; `on_news` hears of what that makes known."""
         grown = self._finish(flow)
         if not flow.detected:
             self.stop_waiting(flow)
-            self.on_news(flow, Hook.PROTOCOL_DETECTED)
+            self.on_news(flow, _DETECTED)
         elif grown:
-            self.on_news(flow, Hook.PROTOCOL_UPDATED)
+            self.on_news(flow, _UPDATED)
 
     def _finish(self, flow: Flow) -> bool:
         """End the inspection, guessing if need be; a watch goes on. Whether that made anything known."""
@@ -233,7 +232,7 @@ class Inspector:
     def _traits_of(self, word: int) -> _Traits:
         traits = self._traits.get(word)
         if traits is None:
-            traits = self._traits[word] = _Traits.of(self.classifier.describe(word))
+            traits = self._traits[word] = _Traits(self.classifier.describe(word))
         return traits
 
     def classify_anew(self, flow: Flow) -> None:
@@ -242,8 +241,8 @@ class Inspector:
 
     def _classify(self, flow: Flow, word: int) -> None:
         flow.word = word
-        if Failure.UNCLASSIFIED in flow.failures:
-            flow.failures = tuple(cause for cause in flow.failures if cause is not Failure.UNCLASSIFIED)
+        if _UNCLASSIFIED in flow.failures:
+            flow.failures = tuple(cause for cause in flow.failures if cause is not _UNCLASSIFIED)
         if not flow.requests and flow.dpi is not None:
             flow.hostname = flow.dpi.hostname()
         self._set_classification(flow, self.classifier.describe(word))
@@ -382,7 +381,7 @@ class Inspector:
         if flow.word & DETECTED and not flow.match_length:
             self._match(flow, packet)
         # Whom the client asks for is known, even where nDPI finds no name for how it asks.
-        self.on_news(flow, Hook.PROTOCOL_UPDATED if flow.detected else Hook.PROTOCOL_DETECTED)
+        self.on_news(flow, _UPDATED if flow.detected else _DETECTED)
 
     def _inspect_anew(self, flow: Flow, packet: Packet, request: Request, time_ms: int) -> None:
         """nDPI looks at one request per state: give it a fresh one, and the request as one packet."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from nedge.core.events import AlertRaised, HostQuarantined, Sink, VerdictChanged
 from nedge.core.flow import Flow, Share, StatusRecord
@@ -19,8 +20,10 @@ from nedge.core.status import status_types
 from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Evidence, Failure, Operator, Policy, Rule, Verdict, decide
 
-_BLOCKED = status_types.status_blocked
-_NEVER = float("inf")
+_BLOCKED: Final = status_types.status_blocked
+_NO_SHARE: Final = Share.NONE
+_STATUS_CHANGED: Final = Hook.STATUS_CHANGED
+_NEVER: Final = float("inf")
 
 
 class Judge:
@@ -68,8 +71,8 @@ class Judge:
         if wants(hook, flow.proto):
             before, client_score, server_score = flow.status_map, flow.client_score, flow.server_score
             self._call(flow, hook, now)
-            if flow.status_map != before and wants(Hook.STATUS_CHANGED, flow.proto):
-                self._call(flow, Hook.STATUS_CHANGED, now)
+            if flow.status_map != before and wants(_STATUS_CHANGED, flow.proto):
+                self._call(flow, _STATUS_CHANGED, now)
             if flow.status_map != before:
                 for key, record in (flow.statuses or {}).items():
                     if (flow.status_map & ~before) >> key & 1:
@@ -113,7 +116,7 @@ class Judge:
         if verdict.action == previous.action:
             return
         flow.decided_at_packet, flow.decided_at = flow.packets, now
-        if flow.share is not Share.NONE:
+        if flow.share is not _NO_SHARE:
             self._share_changes(flow)
         if verdict.action:
             self._hold_to_account(flow, verdict)

@@ -7,6 +7,8 @@ made unambiguous on its way, and a verdict to pass holds once the server has ans
 
 from __future__ import annotations
 
+from typing import Final
+
 from nedge.core.flow import SEVERAL, Flow, Share
 from nedge.core.limits import Counters
 from nedge.core.packet import ACK, SYN, TCP, UDP, Packet, acknowledged, ahead, decode
@@ -14,13 +16,17 @@ from nedge.core.rewrite import URG, checksum_holds, is_whole, with_payload
 from nedge.core.unconfirmed import WINDOW, Unconfirmed
 from nedge.core.watch import HttpWatch
 
-ASK_BYTES, ASK_SPAN = 8 * 1024, 1 << 28
+ASK_BYTES: Final = 8 * 1024
+ASK_SPAN: Final = 1 << 28
 """Bytes kept of a watched flow's client, and numbers that it used, while nothing is confirmed; beyond, what
 the server sends comes up again."""
-UNANSWERED = 24
+UNANSWERED: Final = 24
 """Packets after which a UDP flow is one that nobody answers."""
 
-_SYN_ACK, _WATCH, _DROP = SYN | ACK, Share.WATCH, Share.DROP
+_SYN_ACK: Final = SYN | ACK
+_PASS: Final = Share.PASS
+_DROP: Final = Share.DROP
+_WATCH: Final = Share.WATCH
 
 
 class Normalizer:
@@ -101,7 +107,7 @@ class Normalizer:
     def allows(self, flow: Flow, share: Share) -> bool:
         """Whether the kernel may have this share of a decided flow now: by what the server has told."""
         if flow.proto == UDP:
-            return flow.answered or share is not Share.PASS or flow.packets > UNANSWERED
+            return flow.answered or share is not _PASS or flow.packets > UNANSWERED
         unconfirmed = flow.unconfirmed
         if unconfirmed is None:
             return True

@@ -5,18 +5,25 @@ Here too: how what the kernel counted of such a flow gets into its books.
 
 from __future__ import annotations
 
+from typing import Final
+
 from nedge.core.flow import Flow, Handshake, Share
 from nedge.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nedge.core.verdict import Action, Rule
 from nedge.core.watch import DnsWatch
 
-MAX_REJECTS = 16
+MAX_REJECTS: Final = 16
 """Packets of a flow that are answered with a reject; those after them are dropped, by the kernel. One is not
 always enough: with data in flight a RST comes too late for its number."""
 
-_NONE, _UNDETECTED, _NOT_SEEN = Share.NONE, Rule.UNDETECTED, Handshake.NONE
-_ICMP = frozenset((ICMP, ICMPV6))
-_L4_HEADERS = {TCP: 32, UDP: 8, SCTP: 12}
+_NONE: Final = Share.NONE
+_PASS: Final = Share.PASS
+_DROP: Final = Share.DROP
+_WATCH: Final = Share.WATCH
+_REJECT: Final = Action.REJECT
+_UNDETECTED: Final = Rule.UNDETECTED
+_NOT_SEEN: Final = Handshake.NONE
+_L4_HEADERS: Final = {TCP: 32, UDP: 8, SCTP: 12}
 """Usual sizes; TCP with timestamps."""
 
 
@@ -27,14 +34,14 @@ def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
     has answers of HTTP looked at.
     """
     proto = flow.proto
-    if proto in _ICMP or flow.tunnelled:
+    if proto in (ICMP, ICMPV6) or flow.tunnelled:
         return _NONE  # the kernel's connections are others than our flows
     verdict = flow.verdict
     if verdict.action:
-        if verdict.action is Action.REJECT and flow.dropped_packets < MAX_REJECTS:
+        if verdict.action is _REJECT and flow.dropped_packets < MAX_REJECTS:
             return _NONE  # each packet gets its answer
         # A blocked query does not take the next one on its socket along.
-        return _NONE if proto == UDP and isinstance(flow.watch, DnsWatch) else Share.DROP
+        return _NONE if proto == UDP and isinstance(flow.watch, DnsWatch) else _DROP
     if not flow.detected or verdict.rule is _UNDETECTED:
         return _NONE
     if flow.dpi is not None and (awaits_updates or not flow.word):
@@ -42,8 +49,8 @@ def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
     if flow.watch is not None:
         # The kernel's idea of who asks must be ours: so the start must have been seen.
         started = proto != TCP or flow.handshake > _NOT_SEEN
-        return Share.WATCH if started else _NONE
-    return Share.PASS
+        return _WATCH if started else _NONE
+    return _PASS
 
 
 def account(flow: Flow, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float) -> None:

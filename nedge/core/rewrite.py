@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nedge.core.packet import MAX_IP_LENGTH, TCP, UDP, Packet
 
-URG = 0x20
-_CHECKSUM_AT = {TCP: 16, UDP: 6}
+URG: Final = 0x20
+_CHECKSUM_AT: Final = {TCP: 16, UDP: 6}
 
 
 def checksum(data: bytes, more: int = 0) -> int:

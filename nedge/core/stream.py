@@ -6,17 +6,17 @@ the gap to fill. Only a few are held: a gap that stays (a capture with holes) is
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nedge.core.packet import SYN, Packet, ahead
 from nedge.core.rewrite import without_first
 
-MAX_HELD = 16
+MAX_HELD: Final = 16
 """Segments of one direction that wait for a gap to fill; one more gives the gap up."""
 
-_MASK = 0xFFFFFFFF
-_HALF = 0x80000000
-_UNKNOWN = -1
+_MASK: Final = 0xFFFFFFFF
+_HALF: Final = 0x80000000
+_UNKNOWN: Final = -1
 
 
 class Disorder(NamedTuple):
@@ -34,8 +34,7 @@ class Stream:
     def __init__(self, start: int = _UNKNOWN) -> None:
         """`start`: number of the client's first byte, if known."""
         self._next = [_UNKNOWN, start]  # sequence number expected from the server, from the client
-        self._late = [0, 0]
-        self._early = [0, 0]
+        self._late = self._early = 0, 0
         self._held: tuple[list[Packet], list[Packet]] | None = None
 
     def has(self, packet: Packet) -> bool:
@@ -58,11 +57,11 @@ class Stream:
             return (packet,)
         gap = ahead(packet.seq, expected)
         if gap > 0:
-            self._early[from_client] += 1
+            self._early = _one_more(self._early, from_client)
             return self._hold(packet, from_client)
         # Next, or a retransmission, perhaps with new bytes at its end.
         if gap:
-            self._late[from_client] += 1
+            self._late = _one_more(self._late, from_client)
         if gap + length < 0:
             return (packet,)
         self._next[from_client] = (packet.seq + length) & _MASK
@@ -119,3 +118,8 @@ class Stream:
     def flush(self) -> tuple[Packet, ...]:
         """All that waits in either direction, the client's first."""
         return () if self._held is None else (*self._give_up(True), *self._give_up(False))
+
+
+def _one_more(counts: tuple[int, int], from_client: bool) -> tuple[int, int]:
+    server, client = counts
+    return (server, client + 1) if from_client else (server + 1, client)

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from typing import Final
 
 from nedge.core.flow import Flow
 from nedge.core.packet import reverse_key
 from nedge.core.walk import Walk, every_flow
 
-_NEVER = float("inf")
+_NEVER: Final = float("inf")
 
 
 class FlowTable:
@@ -51,10 +52,11 @@ class FlowTable:
 
     def remove(self, flow: Flow) -> None:
         """Forget a flow. Its timer, if any, finds it gone."""
-        for key in (flow.key, reverse_key(flow.key)):  # it may have turned round
-            if self._flows.get(key) is flow:
-                del self._flows[key]
-                return
+        key = flow.key
+        if self._flows.get(key) is not flow:
+            key = reverse_key(key)  # it may have turned round
+        if self._flows.get(key) is flow:
+            del self._flows[key]
 
     def __contains__(self, flow: Flow) -> bool:
         return self.get(flow.key) is flow

@@ -8,15 +8,18 @@ that differ are made the same, and a verdict holds once the server has confirmed
 
 from __future__ import annotations
 
+from typing import Final
+
 from nedge.core.packet import Packet, ahead
 
-MAX_KEPT, MAX_PIECES = 128 * 1024, 256
+MAX_KEPT: Final = 128 * 1024
+MAX_PIECES: Final = 256
 """Bytes kept of one client, and pieces with gaps between them. It is to confirm before there can be more."""
-WINDOW = 1 << 30
+WINDOW: Final = 1 << 30
 """No receiver's window is larger (RFC 7323, 2.3): it takes nothing that is so far ahead."""
 
-_MASK = 0xFFFFFFFF
-_UNKNOWN = -1
+_MASK: Final = 0xFFFFFFFF
+_UNKNOWN: Final = -1
 
 
 class Unconfirmed:
@@ -74,8 +77,8 @@ class Unconfirmed:
         fresh, size = payload[before:], length - before
         telling = telling and (self._judged == _UNKNOWN or ahead(self._judged, start) > 0)
         first = fresh
-        if ahead(start, self._top) >= 0:
-            gaps = [(0, len(fresh))]
+        if ahead(start, self._top) >= 0:  # nothing of it came before
+            gaps = [(0, len(fresh))] if telling else []
         else:
             first, gaps = self._compare(start, fresh, size)
             if not first and fresh:
@@ -114,7 +117,9 @@ class Unconfirmed:
     def _keep(self, start: int, payload: bytes, gaps: list[tuple[int, int]]) -> bool:
         """Keep what is new of a payload. False: that would be too much, and nothing is kept."""
         pieces = self._pieces
-        size = sum(until - begin for begin, until in gaps)
+        size = 0
+        for begin, until in gaps:
+            size += until - begin
         if self.kept + size > MAX_KEPT or len(pieces) + len(gaps) > MAX_PIECES:
             return False
         self.kept += size

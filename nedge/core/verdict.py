@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nedge.core.status import status_names, status_types
 
@@ -90,26 +90,50 @@ class Policy:
     """What happens to flows with these failures; all others let the flow go on."""
 
 
-class Evidence(NamedTuple):
+class Evidence:
     """What is known of a flow and its two hosts when it is judged."""
 
-    detected: bool = True
-    operator: Operator = Operator.NONE
-    """The strongest word there is: on the flow, else on one of its hosts or on the name asked for."""
-    allowed: bool = False
-    """One end is allow-listed or under the management exemption."""
-    status_map: int = 0
-    score: int = 0
-    client_score: int = 0
-    """Host score (live gauge) of the client; a quarantined host keeps the score that cut it."""
-    server_score: int = 0
-    failures: tuple[Failure, ...] = ()
-    order: str = ""
-    """The order that the operator's word is from."""
+    __slots__ = (
+        "allowed",
+        "client_score",
+        "detected",
+        "failures",
+        "operator",
+        "order",
+        "score",
+        "server_score",
+        "status_map",
+    )
+
+    def __init__(
+        self,
+        detected: bool = True,
+        operator: Operator = Operator.NONE,
+        allowed: bool = False,
+        status_map: int = 0,
+        score: int = 0,
+        client_score: int = 0,
+        server_score: int = 0,
+        failures: tuple[Failure, ...] = (),
+        order: str = "",
+    ) -> None:
+        self.detected = detected
+        self.operator = operator
+        """The strongest word there is: on the flow, else on one of its hosts or on the name asked for."""
+        self.allowed = allowed
+        """One end is allow-listed or under the management exemption."""
+        self.status_map = status_map
+        self.score = score
+        self.client_score = client_score
+        """Host score (live gauge) of the client; a quarantined host keeps the score that cut it."""
+        self.server_score = server_score
+        self.failures = failures
+        self.order = order
+        """The order that the operator's word is from."""
 
 
-UNDETECTED = Verdict(Action.PASS, Rule.UNDETECTED)
-CLEAN = Verdict(Action.PASS, Rule.CLEAN)
+UNDETECTED: Final = Verdict(Action.PASS, Rule.UNDETECTED)
+CLEAN: Final = Verdict(Action.PASS, Rule.CLEAN)
 
 
 def decide(evidence: Evidence, policy: Policy) -> Verdict:

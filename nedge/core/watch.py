@@ -7,34 +7,40 @@ A watch is fed what one side sends, in order, and gives each request as it compl
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Protocol
+from typing import Final
 
 from nedge.core.packet import SYN, TCP, Packet, ahead
 from nedge.core.secrets import without_secrets
 
-MAX_HEAD = 64 * 1024
+MAX_HEAD: Final = 64 * 1024
 """An HTTP request head, or a DNS message, that is longer is not waited for."""
 
-_MASK = 0xFFFFFFFF
+_MASK: Final = 0xFFFFFFFF
 
 
-class Request(NamedTuple):
+class Request:
     """One thing that a client asks for."""
 
-    name: str
-    """Host or queried name, lower case, no port; empty if the request names none."""
-    head: bytes
-    """The request as sent: HTTP head, or DNS message (with its length prefix over TCP)."""
-    url: str = ""
-    """HTTP: host and path, as nDPI writes it."""
-    method: str = ""
-    user_agent: str = ""
-    query_type: int = 0
+    __slots__ = ("head", "method", "name", "query_type", "url", "user_agent")
 
-
-class Watch(Protocol):
-    def feed(self, packet: Packet) -> list[Request]:
-        """Requests that this packet completes. Retransmitted bytes are not looked at twice."""
+    def __init__(
+        self,
+        name: str,
+        head: bytes,
+        url: str = "",
+        method: str = "",
+        user_agent: str = "",
+        query_type: int = 0,
+    ) -> None:
+        self.name = name
+        """Host or queried name, lower case, no port; empty if the request names none."""
+        self.head = head
+        """The request as sent: HTTP head, or DNS message (with its length prefix over TCP)."""
+        self.url = url
+        """HTTP: host and path, as nDPI writes it."""
+        self.method = method
+        self.user_agent = user_agent
+        self.query_type = query_type
 
 
 class _Cursor:
@@ -83,16 +89,16 @@ class _Cursor:
 
 # HTTP
 
-_REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
-REQUEST_START = re.compile(rb"[\r\n]*(?:[A-Z][A-Z-]{0,19}(?: |\Z)|\Z)")
+_REQUEST_LINE: Final = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
+REQUEST_START: Final = re.compile(rb"[\r\n]*(?:[A-Z][A-Z-]{0,19}(?: |\Z)|\Z)")
 """How a request starts, as far as its first bytes are there."""
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|\r?\Z)")
-_NUMBER = re.compile(rb"0*([0-9]*)")
-_HOST, _USER_AGENT, _CONTENT_LENGTH, _TRANSFER_ENCODING = (
-    # One for each, without alternatives and ignored case: the search for plain text is the fastest.
-    re.compile(rb"\n" + name + rb"[ \t]*:[ \t]*([^\r\n]*)")
-    for name in (b"host", b"user-agent", b"content-length", b"transfer-encoding")
-)
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|\r?\Z)")
+_NUMBER: Final = re.compile(rb"0*([0-9]*)")
+_ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
+"""A target that is a whole URL, up to its path."""
+_SPACE: Final = 0x20
+_TAB: Final = 0x09
+_COLON: Final = 0x3A
 
 
 class HttpWatch:
@@ -129,6 +135,7 @@ class HttpWatch:
         return at >= 0 and at + packet.payload_length <= self._skip
 
     def feed(self, packet: Packet) -> list[Request]:
+        """Requests that this packet completes. Retransmitted bytes are not looked at twice."""
         data, missing, uncaptured = self._cursor.take(packet)
         if not data and not uncaptured:
             return []
@@ -211,19 +218,22 @@ class HttpWatch:
         if not line:  # lines, but none of HTTP/1: SMTP, RTSP, what follows an Upgrade
             self._lose()
             return
-        lower = head.lower()
-        method, target = line[1], line[2]
-        if b"chunked" in _header(head, lower, _TRANSFER_ENCODING).lower():
+        method: bytes
+        target: bytes
+        method, target = line.groups()
+        headers = _headers(head)
+        length = headers.get(b"content-length")
+        encoding = headers.get(b"transfer-encoding")
+        if encoding and b"chunked" in encoding.lower():
             self._chunked = True
-        elif size := _NUMBER.fullmatch(_header(head, lower, _CONTENT_LENGTH)):
+        elif length and (size := _NUMBER.fullmatch(length)):
             self._skip = int(size[1][:20] or b"0")
-        host = _header(head, lower, _HOST)
+        host = headers.get(b"host", b"")
         path = target
         if method == b"CONNECT":
             host, path = target, b""
-        elif b"://" in target:  # absolute form: it wins over Host (RFC 9112, 3.2.2)
-            host, slash, path = target.partition(b"://")[2].partition(b"/")
-            path = slash + path
+        elif not target.startswith(b"/") and (absolute := _ABSOLUTE.match(target)):
+            host, path = absolute[1], target[absolute.end() :]  # it wins over Host (RFC 9112, 3.2.2)
         name = _host_name(host)
         requests.append(
             Request(
@@ -231,7 +241,7 @@ class HttpWatch:
                 head=head,
                 url=without_secrets(name + path.decode("latin-1")),
                 method=method.decode("latin-1"),
-                user_agent=_header(head, lower, _USER_AGENT).decode("latin-1"),
+                user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
             )
         )
 
@@ -243,10 +253,38 @@ def _head_end(data: bytes, start: int) -> int:
     return bare + 2 if bare >= 0 else at + 3 if at >= 0 else 0
 
 
-def _header(head: bytes, lower: bytes, pattern: re.Pattern[bytes]) -> bytes:
-    """The value of a head's first header of a name; empty if there is none."""
-    found = pattern.search(lower)
-    return head[found.start(1) : found.end(1)].rstrip() if found else b""
+def _headers(head: bytes) -> dict[bytes, bytes]:
+    """A head's headers that matter here, by their names in lower case; of several of a name the first."""
+    headers: dict[bytes, bytes] = {}
+    at = 0
+    for line in head.lower().split(b"\n"):
+        name = b""
+        if line.startswith(b"host"):
+            name = b"host"
+        elif line.startswith(b"user-agent"):
+            name = b"user-agent"
+        elif line.startswith(b"content-length"):
+            name = b"content-length"
+        elif line.startswith(b"transfer-encoding"):
+            name = b"transfer-encoding"
+        if name and at and name not in headers:  # the line at 0 is the request's
+            value = _value(head, at + len(name), at + len(line))
+            if value is not None:
+                headers[name] = value
+        at += len(line) + 1
+    return headers
+
+
+def _value(head: bytes, at: int, end: int) -> bytes | None:
+    """The value of a header, behind its name; None if no colon follows: it has a longer name."""
+    while at < end and head[at] in (_SPACE, _TAB):
+        at += 1
+    if at == end or head[at] != _COLON:
+        return None
+    at += 1
+    while at < end and head[at] in (_SPACE, _TAB):
+        at += 1
+    return head[at:end].partition(b"\r")[0].rstrip()
 
 
 def _host_name(host: bytes) -> str:
@@ -298,6 +336,7 @@ class DnsWatch:
         self._buffer = b""
 
     def feed(self, packet: Packet) -> list[Request]:
+        """Requests that this packet completes. Retransmitted bytes are not looked at twice."""
         if packet.proto != TCP:
             message = packet.payload_bytes()
             if len(message) > 3 and message[2] & 0x80:
@@ -322,3 +361,7 @@ class DnsWatch:
         if uncaptured:
             self._buffer = b""
         return requests
+
+
+Watch = HttpWatch | DnsWatch
+"""Compiled, a call of one of these is quicker than one by a protocol."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from ctypes import c_char_p, c_uint16, c_uint32, c_uint64, c_void_p
-from typing import Any
+from ctypes import c_char_p, c_uint16, c_uint32, c_void_p
+from typing import Any, Final
 
 from nedge.core.facts import Facts
 from nedge.dpi.abi import STATE_CLASSIFIED
 from nedge.dpi.facts import CERTIFICATE, read_facts
-from nedge.dpi.module import Module
+from nedge.dpi.module import Module, refuse
 
-_MAX_PACKET = 0xFFFF  # the length argument is 16 bits wide
-_APP = 0xFFFF << 16  # the application id in a classification word
+_MAX_PACKET: Final = 0xFFFF  # the length argument is 16 bits wide
+_APP: Final = 0xFFFF << 16  # the application id in a classification word
 _Dates = c_uint32 * 2  # notBefore and notAfter, side by side
-_KNOWN_FACTS, _LONG_TEXT = 1024, 2048
+_KNOWN_FACTS: Final = 1024
+_LONG_TEXT: Final = 2048
 """Facts kept for the next flow like this, and the longest text that they are kept for: 4 MB at most."""
 
 
@@ -21,7 +22,7 @@ class _Closed:
     """In place of the pointer of a closed flow: ctypes refuses it (ArgumentError), where NULL would crash."""
 
 
-_CLOSED: Any = _Closed()
+_CLOSED: Final[Any] = _Closed()
 
 
 class NdpiFlow:
@@ -63,13 +64,14 @@ class NdpiFlow:
     def hostname(self) -> str:
         """The server name seen so far, lower case (its last 79 characters), or ""."""
         name: bytes = self._module.flow_name(self._flow) or b""
-        if b"@" in name:  # user and password in a Host header
-            name = name.rpartition(b"@")[2]
-        return name.decode(errors="replace").lower()
+        name = name.rpartition(b"@")[2]  # without user and password in a Host header
+        return name.decode("utf-8", "replace").lower()
 
     def risks(self) -> int:
         """nDPI's 64-bit flow risk bitmap."""
-        return c_uint64.from_address(self.address + self._module.risk_at).value
+        if self._flow is _CLOSED:
+            refuse()
+        return self._buffer.risks(self._module.risk_at)
 
     @property
     def address(self) -> int:
@@ -162,4 +164,4 @@ class MemoryFlow(NdpiFlow):
 
 def open_flow(module: Module) -> NdpiFlow:
     """Fresh inspection state, of the class that suits the release."""
-    return RegisterFlow(module) if module.library.abi.in_registers else MemoryFlow(module)
+    return RegisterFlow(module) if module.in_registers else MemoryFlow(module)

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_char_p, c_int, c_uint8, c_uint32, c_uint64, c_void_p
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from nedge.core.facts import Facts
 from nedge.dpi.abi import FORMAT_JSON, PROTOCOL_BITMASK_SIZE, SERIALIZER_SIZE, GiveUp, result_type
 from nedge.dpi.library import DpiError, Library
 
-_ALIGNMENT = 16  # what malloc gives, and nDPI expects
-_SPARE_BUFFERS = 512  # cleared buffers kept for new flows: 0.6 MB at most
+_ALIGNMENT: Final = 16  # what malloc gives, and nDPI expects
+_SPARE_BUFFERS: Final = 512  # cleared buffers kept for new flows: 0.6 MB at most
 _SERIALIZER_START = 4096  # bytes; it grows when needed
 
 
 class Buffer:
     """Zeroed memory for one ndpi_flow_struct."""
 
-    __slots__ = ("_memory", "address", "pointer")
+    __slots__ = ("_memory", "_risks", "address", "pointer")
 
     def __init__(self, size: int) -> None:
-        self._memory = ctypes.create_string_buffer(size + _ALIGNMENT)
+        self._memory: Any = ctypes.create_string_buffer(size + _ALIGNMENT)
         self.address = -(-ctypes.addressof(self._memory) // _ALIGNMENT) * _ALIGNMENT
         self.pointer = c_void_p(self.address)
+        self._risks: Any = None
+
+    def risks(self, at: int) -> int:
+        """The risk bitmap, which is at this offset."""
+        if self._risks is None:
+            self._risks = c_uint64.from_address(self.address + at)
+        bitmap: int = self._risks.value
+        return bitmap
+
+    def clear(self, zeros: bytes) -> None:
+        """Zero it all. `zeros`: as many as there are bytes; see `Module`."""
+        self._memory.raw = zeros
 
 
 class HttpPlaces(NamedTuple):
@@ -42,6 +54,8 @@ class Module:
     def __init__(self, library: Library) -> None:
         self.library = library
         self._bind(library)
+        self.in_registers = library.abi.in_registers
+        self._zeros = bytes(self.flow_size + _ALIGNMENT)
         self.risk_at = self.dates_at = 0  # set by probe.py, and these
         self.http_at: HttpPlaces | None = None
         self.tls_id, self.tls_like = 0, frozenset[int]()
@@ -68,6 +82,10 @@ class Module:
         # the price of a call. So those are all we pass; a larger int goes in a c_uint64.
         self.process: Any = library.handle["ndpi_detection_process_packet"]
         self.process.restype = result
+        self.flow_name: Any = library.handle["ndpi_get_flow_name"]
+        self.flow_name.restype = c_char_p
+        self._free_flow_data: Any = library.handle["ndpi_free_flow_data"]
+        self._free_flow_data.restype = None
         self.give_up: Any = library.handle["ndpi_detection_giveup"]
         self.give_up.restype = result
         self._guessed = c_uint8()
@@ -80,9 +98,7 @@ class Module:
         if abi.state_at is None:
             name = "ndpi_extra_dissection_possible"
             self.extra_possible = library.function(name, c_uint8, c_void_p, c_void_p)
-        self.flow_name = library.function("ndpi_get_flow_name", c_char_p, c_void_p)
         self.flow_size = library.function("ndpi_detection_get_sizeof_ndpi_flow_struct", c_uint32)()
-        self._free_flow_data = library.function("ndpi_free_flow_data", None, c_void_p)
 
         self._protocol = protocol()
         self._to_json = library.function("ndpi_dpi2json", c_int, c_void_p, c_void_p, protocol, c_void_p)
@@ -115,7 +131,7 @@ class Module:
         """Free what nDPI attached to a flow, and keep its memory for another one."""
         self._free_flow_data(buffer.pointer)
         if len(self._spare) < _SPARE_BUFFERS and not self.closed:
-            ctypes.memset(buffer.address, 0, self.flow_size)
+            buffer.clear(self._zeros)
             self._spare.append(buffer)
 
     def json(self, flow: c_void_p, word: int) -> bytes:

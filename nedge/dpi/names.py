@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ctypes import c_char_p, c_int, c_uint, c_uint16, c_void_p
+from typing import Final
 
 from nedge.core.facts import UNKNOWN, Classification
 from nedge.dpi.abi import result_type
@@ -28,7 +29,7 @@ _RENAMED = (
 )
 _ALIASES = {name.casefold(): group for group in _RENAMED for name in group}
 
-_MAX_KEPT = 4096
+_MAX_KEPT: Final = 4096
 _MAX_CATEGORIES = 256  # ids above the last one give the "Invalid category" name
 
 

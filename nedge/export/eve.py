@@ -6,11 +6,9 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -20,7 +18,7 @@ from nedge.core.flow import NO_FACTS, EndReason, Flow
 from nedge.core.packet import GRE, ICMP, ICMPV6, IGMP, SCTP, TCP, UDP
 from nedge.core.verdict import Action, Rule
 
-_PROTO_NAMES = {
+_PROTO_NAMES: Final = {
     ICMP: "ICMP",
     IGMP: "IGMP",
     TCP: "TCP",
@@ -29,12 +27,22 @@ _PROTO_NAMES = {
     ICMPV6: "IPv6-ICMP",
     SCTP: "SCTP",
 }
-_TLS_VERSIONS = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
-_LAST_TIME = 253_402_300_799  # the end of the year 9999
-_SEVERITIES = {"error": 1, "warning": 2, "notice": 3, "info": 3}
-_ACTIONS = {action: action.label for action in Action}
-_RULES = {rule: rule.value for rule in Rule}
-_REASONS = {reason: reason.label for reason in EndReason}
+_TLS_VERSIONS: Final = {
+    0x0300: "SSLv3",
+    0x0301: "TLSv1",
+    0x0302: "TLSv1.1",
+    0x0303: "TLSv1.2",
+    0x0304: "TLSv1.3",
+}
+_LAST_TIME: Final = 253_402_300_799  # the end of the year 9999
+_SEVERITIES: Final = {"error": 1, "warning": 2, "notice": 3, "info": 3}
+_ACTIONS: Final = {action: action.label for action in Action}
+_RULES: Final = {rule: rule.value for rule in Rule}
+_REASONS: Final = {reason: reason.label for reason in EndReason}
+_LINE: Final = orjson.OPT_APPEND_NEWLINE
+_ODD_KEYS: Final = orjson.OPT_NON_STR_KEYS
+_SECONDS: Final[dict[int, str]] = {}
+_MAX_SECONDS: Final = 4096
 
 
 def eve_time(when: float) -> str:
@@ -44,12 +52,15 @@ def eve_time(when: float) -> str:
     if micros >= 2_000_000 or not 0 <= when <= _LAST_TIME:
         seconds, micros = divmod(round(min(max(when, 0), _LAST_TIME) * 1e6), 1_000_000)
         micros += 1_000_000
-    return _second(seconds) + str(micros)[1:] + "+0000"
+    return f"{_SECONDS.get(seconds) or _second(seconds)}{str(micros)[1:]}+0000"
 
 
-@lru_cache(maxsize=4096)
 def _second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+    """The start of the time stamps of a second; kept, as most come more than once."""
+    if len(_SECONDS) >= _MAX_SECONDS:
+        _SECONDS.clear()
+    start = _SECONDS[seconds] = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+    return start
 
 
 def proto_name(proto: int) -> str:
@@ -208,65 +219,60 @@ def _nedge(flow: Flow) -> dict[str, Any]:
     return record
 
 
-def _names(**names: str) -> tuple[tuple[str, ...], Callable[[Facts], tuple[Any, ...]]]:
-    """Names in a record, and what gets the facts that they stand for."""
-    return tuple(names), attrgetter(*names.values())
-
-
-_HTTP = _names(
-    http_url="http_url",
-    http_method="http_method",
-    http_code="http_code",
-    http_user_agent="http_user_agent",
-    http_content_type="http_content_type",
-)
-_DNS = _names(dns_query="dns_query", dns_query_type="dns_query_type", dns_reply_code="dns_reply_code")
-_TLS = _names(
-    sni="tls_sni",
-    alpn="tls_alpn",
-    tls_cipher="tls_cipher",
-    ja3="ja3",
-    ja3s="ja3s",
-    ja4="ja4",
-    cert_issuer="cert_issuer",
-    cert_subject="cert_subject",
-    cert_names="cert_names",
-    cert_sha1="cert_sha1",
-)
-_SSH = _names(
-    ssh_client="ssh_client",
-    ssh_server="ssh_server",
-    hassh_client="hassh_client",
-    hassh_server="hassh_server",
-)
-
-
 def _add_facts(record: dict[str, Any], facts: Facts) -> None:
     """Facts that are there, under short names."""
-    groups = []
     if facts.http_url or facts.http_method:
-        groups.append(_HTTP)
+        _add(record, "http_url", facts.http_url)
+        _add(record, "http_method", facts.http_method)
+        _add(record, "http_code", facts.http_code)
+        _add(record, "http_user_agent", facts.http_user_agent)
+        _add(record, "http_content_type", facts.http_content_type)
     if facts.dns_query:
-        groups.append(_DNS)
+        _add(record, "dns_query", facts.dns_query)
+        _add(record, "dns_query_type", facts.dns_query_type)
+        _add(record, "dns_reply_code", facts.dns_reply_code)
     if facts.tls_version or facts.tls_sni or facts.ja3 or facts.ja4:
         if version := facts.tls_version:
             record["tls_version"] = _TLS_VERSIONS.get(version) or f"{version:#06x}"
         if facts.cert_not_after:
             record["cert_not_before"] = eve_time(facts.cert_not_before)
             record["cert_not_after"] = eve_time(facts.cert_not_after)
-        groups.append(_TLS)
+        _add(record, "sni", facts.tls_sni)
+        _add(record, "alpn", facts.tls_alpn)
+        _add(record, "tls_cipher", facts.tls_cipher)
+        _add(record, "ja3", facts.ja3)
+        _add(record, "ja3s", facts.ja3s)
+        _add(record, "ja4", facts.ja4)
+        _add(record, "cert_issuer", facts.cert_issuer)
+        _add(record, "cert_subject", facts.cert_subject)
+        _add(record, "cert_names", facts.cert_names)
+        _add(record, "cert_sha1", facts.cert_sha1)
     if facts.ssh_client or facts.ssh_server:
-        groups.append(_SSH)
-    for names, get in groups:
-        record |= {name: value for name, value in zip(names, get(facts), strict=True) if value}
+        _add(record, "ssh_client", facts.ssh_client)
+        _add(record, "ssh_server", facts.ssh_server)
+        _add(record, "hassh_client", facts.hassh_client)
+        _add(record, "hassh_server", facts.hassh_server)
+
+
+def _add(record: dict[str, Any], name: str, value: str | int | tuple[str, ...]) -> None:
+    if value:
+        record[name] = value
 
 
 def to_json(record: dict[str, Any]) -> bytes:
     """One line, newline included. What JSON cannot hold (bytes, sets of a script) becomes its text."""
     try:
-        return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # a script's integers beyond 64 bits, odd keys, or text that is no Unicode
-        return orjson.dumps(_plain(record), option=orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(record, default=str, option=_LINE)
+    except TypeError:
+        return _odd_to_json(record)
+
+
+def _odd_to_json(record: dict[str, Any]) -> bytes:
+    """What a script gave has keys that are no strings (to expect them takes longer), or worse."""
+    try:
+        return orjson.dumps(record, default=str, option=_LINE | _ODD_KEYS)
+    except TypeError:  # integers beyond 64 bits, odder keys, or text that is no Unicode
+        return orjson.dumps(_plain(record), option=_LINE)
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ import select
 import socket
 import time
 from collections import Counter, deque
+from typing import Final
 
 import structlog
 
@@ -26,7 +27,8 @@ MAX_WAITING = 1 << 23
 """Bytes kept for a reader that takes nothing."""
 SEND_BUFFER = 1 << 23
 """Bytes that the kernel may hold between all workers and the reader."""
-_SO_SNDBUFFORCE = 32
+_SO_SNDBUFFORCE: Final = 32
+_NO_SHARE: Final = Share.NONE
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +87,7 @@ class Outlet:
             flow = event.flow
             self.ended[flow.verdict.action, flow.verdict.rule] += 1
             self.packets += flow.packets_sent + flow.packets_rcvd
-            if flow.share is not Share.NONE:
+            if flow.share is not _NO_SHARE:
                 self.offloaded += 1
 
     def flush(self) -> None:

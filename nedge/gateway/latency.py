@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from time import perf_counter_ns
 from typing import Any
 
@@ -28,7 +27,10 @@ class Latency:
             start = perf_counter_ns()
             action = judge(data, mac, vlan, tracked, port)
             spent = perf_counter_ns() - start
-            counts[bisect_left(bounds, spent)] += 1
+            at = 0  # most are in one of the first: counting is quicker than bisecting
+            while at < len(bounds) and bounds[at] < spent:
+                at += 1
+            counts[at] += 1
             self._nanoseconds += spent
             return action
 

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from netfilterqueue import NetfilterQueue, Packet
 
@@ -33,8 +34,9 @@ again; REJECT to drop and tell its ends; REWRITE to accept it with another conte
 Reject = Callable[[bytes, bytes, int, int, int], None]
 """(packet, source MAC, VLAN, index of the port it came by, of that it would leave by): tells its ends."""
 
-REJECT, REWRITE = 2, 3
-MAX_ACTION = 3
+REJECT: Final = 2
+REWRITE: Final = 3
+MAX_ACTION: Final = 3
 
 COPY_RANGE = 2048
 RECEIVE_BUFFER = 8 << 20
@@ -42,7 +44,9 @@ BATCH = 32
 """Packets per `drain()`, and at most per verdict: the first of them waits while the last is judged."""
 PROC_STATS = Path("/proc/net/netfilter/nfnetlink_queue")
 
-_DROP, _ACCEPT, _REPEAT = 0, 1, 4  # NF_DROP, NF_ACCEPT, NF_REPEAT
+_DROP: Final = 0  # NF_DROP, and so on
+_ACCEPT: Final = 1
+_REPEAT: Final = 4
 _NFQNL_MSG_CONFIG = 3 << 8 | 2
 _NFQNL_MSG_VERDICT_BATCH = 3 << 8 | 3
 _NFQA_VERDICT_HDR, _NFQA_MARK = 2, 3
@@ -299,10 +303,10 @@ class PacketQueue:
             raise KernelError(f"the kernel refused the flags {flags:#x} of queue {self.number}: {why}")
 
 
-_VERDICT = struct.Struct("!II")  # verdict, id of the last packet that it goes for
-_VERDICT_AT = 24
-_MARK = struct.Struct("!I")
-_MARK_AT = 36
+_VERDICT: Final = struct.Struct("!II")  # verdict, id of the last packet that it goes for
+_VERDICT_AT: Final = 24
+_MARK: Final = struct.Struct("!I")
+_MARK_AT: Final = 36
 
 
 def _verdict_message(number: int, *, marking: bool = False) -> bytearray:

@@ -82,6 +82,22 @@ def test_one_request(head: str, host: str, url: str, method: str) -> None:
     assert request.head.strip() == head.encode().strip()
 
 
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("/?u=http://b.example/", "a.example"),  # a URL inside of a path
+        ("/http://b.example/", "a.example"),
+        ("x?u=http://b.example/", "a.example"),
+        ("http://b.example?u=/", "b.example"),  # the authority ends before a query (RFC 3986, 3.2)
+        ("http://b.example?u=@c.example/", "b.example"),
+        ("http://b.example#@c.example/", "b.example"),
+    ],
+)
+def test_whose_a_target_is(target: str, host: str) -> None:
+    (request,) = feed(HttpWatch(), cut(f"GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n".encode()))
+    assert request.name == host
+
+
 def test_user_agent() -> None:
     (request,) = feed(HttpWatch(), cut(get("a", headers="user-agent:  curl/8.0 (x; y)\t\r\n")))
     assert request.user_agent == "curl/8.0 (x; y)"
