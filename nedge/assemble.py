@@ -132,7 +132,7 @@ def assemble(
         facts=inspector.facts,
         directory=lambda: engine.hosts.directory,
         risk_names=classifier.risk_names,
-        risks=lambda flow: flow.dpi.risks() if flow.dpi is not None else flow.risks,
+        risks=inspector.risks,
         action=lambda flow: engine.verdicts.action(flow, engine.now),
         fingerprints=lists.malware_fingerprints,
     )

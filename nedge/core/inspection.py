@@ -290,6 +290,10 @@ class Inspector:
 
     # Facts
 
+    def risks(self, flow: Flow) -> int:
+        """nDPI's risk bitmap of a flow, as of its latest packet."""
+        return flow.dpi.risks() if flow.dpi is not None else flow.risks
+
     def facts(self, flow: Flow) -> Facts:
         """All facts of a flow as of its latest packet."""
         if flow.dpi is not None and flow.facts_at != flow.packets:

@@ -96,6 +96,10 @@ _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|\r?\Z)")
 _NUMBER: Final = re.compile(rb"0*([0-9]*)")
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 """A target that is a whole URL, up to its path."""
+_HEADERS: Final = {
+    name[:4]: name for name in (b"host", b"user-agent", b"content-length", b"transfer-encoding")
+}
+"""Those that matter here, by their beginnings."""
 _SPACE: Final = 0x20
 _TAB: Final = 0x09
 _COLON: Final = 0x3A
@@ -258,16 +262,8 @@ def _headers(head: bytes) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
     at = 0
     for line in head.lower().split(b"\n"):
-        name = b""
-        if line.startswith(b"host"):
-            name = b"host"
-        elif line.startswith(b"user-agent"):
-            name = b"user-agent"
-        elif line.startswith(b"content-length"):
-            name = b"content-length"
-        elif line.startswith(b"transfer-encoding"):
-            name = b"transfer-encoding"
-        if name and at and name not in headers:  # the line at 0 is the request's
+        name = _HEADERS.get(line[:4])
+        if name and at and name not in headers and line.startswith(name):  # the line at 0 is the request's
             value = _value(head, at + len(name), at + len(line))
             if value is not None:
                 headers[name] = value
