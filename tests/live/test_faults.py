@@ -25,6 +25,8 @@ from nedge.lab.gateway import EVENTS, PORTS, Gateway
 from nedge.lab.servers import ServerSet
 from nedge.lab.topology import CLIENT_MAC, SERVER, SERVER_MAC, Lab
 
+pytestmark = pytest.mark.alone
+
 BLOCKED = '[scripts.blocked_hostname]\ndomains = ["blocked.example"]\n'
 OPEN = PORTS + 'fail = "open"\nworkers = 2\n' + EVENTS + BLOCKED
 CLOSED = OPEN.replace('fail = "open"', 'fail = "closed"')

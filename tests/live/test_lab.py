@@ -257,6 +257,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.alone  # others have files in /etc/netns
 def test_nothing_is_left(lab: Lab) -> None:
     with ServerSet(lab):
         lab.client.popen(["sleep", "100"])
@@ -323,6 +324,7 @@ def test_a_signal_leaves_nothing(signum: signal.Signals, wait_for_servers: bool)
     assert leftovers(prefix) == []
 
 
+@pytest.mark.alone  # whoever makes a lab sweeps
 def test_sweep_removes_the_lab_of_a_killed_owner_only(lab: Lab) -> None:
     with start_user() as user, start_user() as other:
         assert user.stdout is not None

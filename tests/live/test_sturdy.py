@@ -95,7 +95,8 @@ def test_signals_while_a_list_is_packed(lab: Lab, servers: ServerSet) -> None:
     with Gateway(lab, text) as gateway:
         names.write_text("".join(f"host{n}.example\n" for n in range(200_000)))
         os.kill(gateway.pid, signal.SIGHUP)
-        until(lambda: len(lab.gateway.run(["pgrep", "-f", "nedge.lists.job"]).stdout.split()) > 0)
+        packing = ["pgrep", "-P", str(gateway.pid), "-f", "nedge.lists.job"]
+        until(lambda: lab.gateway.run(packing).returncode == 0)
         asked = 0
         while not gateway.logged("reloaded"):
             for number in SUPERVISORS:
