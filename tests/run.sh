@@ -16,26 +16,29 @@ bin=$project/.venv/bin
 "$bin/mypy"
 [ $# -eq 0 ] || exec "$bin/python" -m pytest "$@"
 
-# Live tests run what gets installed: a wheel, with its compiled modules. It is made meanwhile: the compiler has
-# work for one core and a minute or two.
+# Live tests run what gets installed: a wheel, with its compiled modules. It is made beside the unit tests, as the
+# compiler keeps one core busy for a minute; in a session of its own, to be ended with all that it has started.
 work=$(mktemp -d)
 chmod 755 "$work" # some of them are run as nobody
-trap 'wait; rm -rf "$work"' EXIT
+mkdir "$work/tmp"
+wheel=''
+trap '[ -z "$wheel" ] || kill -- "-$wheel" 2>/dev/null || true; rm -rf "$work"' EXIT
 trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
-"$bin/python" -m pip install -q --disable-pip-version-check --use-pep517 --no-deps --target "$work/site" "$project" \
-    >"$work/log" 2>&1 &
+TMPDIR=$work/tmp setsid "$bin/python" -m pip install -q --disable-pip-version-check --use-pep517 --no-deps \
+    --target "$work/site" "$project" >"$work/log" 2>&1 &
 wheel=$!
 "$bin/python" -m pytest -n auto tests/unit
 wait "$wheel" || {
     cat "$work/log" >&2
     exit 1
 }
+wheel=''
 
 cp -R tests policies deploy pyproject.toml README.md "$work"
 cd "$work"
 export PYTHONPATH="$work/site"
-# Two for each core: each has a lab of its own, and waits most of the time.
+# Side by side, two for each core: each has a lab of its own, and waits most of the time. Then what has to be alone.
 "$bin/python" -m pytest -n $(($(nproc) * 2)) -m "not alone" tests/live
 "$bin/python" -m pytest -m alone tests/live

@@ -65,6 +65,6 @@ def bridged_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def servers(lab: Lab) -> Iterator[ServerSet]:
-    """All servers, in `lab`."""
-    with ServerSet(lab) as servers:
+    """Servers in `lab`: all but QUIC's, which takes as long to start as the others together."""
+    with ServerSet(lab, quic=False) as servers:
         yield servers
