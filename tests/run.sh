@@ -40,5 +40,5 @@ cp -R tests policies deploy pyproject.toml README.md "$work"
 cd "$work"
 export PYTHONPATH="$work/site"
 # Side by side, two for each core: each has a lab of its own, and waits most of the time. Then what has to be alone.
-"$bin/python" -m pytest -n $(($(nproc) * 2)) -m "not alone" tests/live
+"$bin/python" -m pytest -n $(($(nproc) * 2)) --dist worksteal -m "not alone" tests/live
 "$bin/python" -m pytest -m alone tests/live
