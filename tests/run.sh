@@ -7,28 +7,34 @@ set -eu
 project=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 export PATH
-
-sh "$project/deploy/install-deps.sh" test
 cd "$project"
+
+# Live tests run what gets installed: a wheel, with its compiled modules. It is made meanwhile, as the compiler
+# keeps one core busy for a minute; in a session of its own, to be ended with all that it has started.
+make_wheel() {
+    work=$(mktemp -d)
+    chmod 755 "$work" # some tests are run as nobody
+    trap '[ -z "$wheel" ] || kill -- "-$wheel" 2>/dev/null || true; rm -rf "$work"' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    mkdir "$work/tmp"
+    # shellcheck disable=SC2016 # it is the inner shell's
+    TMPDIR=$work/tmp setsid sh -euc '/usr/bin/python3 -m venv "$1/venv"
+        "$1/venv/bin/python" -m pip install -q --disable-pip-version-check --use-pep517 --no-deps \
+            --target "$1/site" "$2"' sh "$work" "$project" >"$work/log" 2>&1 &
+    wheel=$!
+}
+
+sh deploy/install-deps.sh packages
+wheel=''
+[ $# -gt 0 ] || make_wheel
+sh deploy/install-deps.sh test
 bin=$project/.venv/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
 [ $# -eq 0 ] || exec "$bin/python" -m pytest "$@"
-
-# Live tests run what gets installed: a wheel, with its compiled modules. It is made beside the unit tests, as the
-# compiler keeps one core busy for a minute; in a session of its own, to be ended with all that it has started.
-work=$(mktemp -d)
-chmod 755 "$work" # some of them are run as nobody
-mkdir "$work/tmp"
-wheel=''
-trap '[ -z "$wheel" ] || kill -- "-$wheel" 2>/dev/null || true; rm -rf "$work"' EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-TMPDIR=$work/tmp setsid "$bin/python" -m pip install -q --disable-pip-version-check --use-pep517 --no-deps \
-    --target "$work/site" "$project" >"$work/log" 2>&1 &
-wheel=$!
 "$bin/python" -m pytest -n auto tests/unit
 wait "$wheel" || {
     cat "$work/log" >&2
