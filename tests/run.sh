@@ -14,20 +14,20 @@ cd "$project"
 make_wheel() {
     work=$(mktemp -d)
     chmod 755 "$work" # some tests are run as nobody
-    trap '[ -z "$wheel" ] || kill -- "-$wheel" 2>/dev/null || true; rm -rf "$work"' EXIT
+    trap '[ -e "$work/status" ] || kill -- "-${wheel:-}" 2>/dev/null || true; rm -rf "$work"' EXIT
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
     mkdir "$work/tmp"
     # shellcheck disable=SC2016 # it is the inner shell's
-    TMPDIR=$work/tmp setsid sh -euc '/usr/bin/python3 -m venv "$1/venv"
+    TMPDIR=$work/tmp setsid sh -c '/usr/bin/python3 -m venv "$1/venv" &&
         "$1/venv/bin/python" -m pip install -q --disable-pip-version-check --use-pep517 --no-deps \
-            --target "$1/site" "$2"' sh "$work" "$project" >"$work/log" 2>&1 &
+            --target "$1/site" "$2"
+        echo $? >"$1/status"' sh "$work" "$project" >"$work/log" 2>&1 &
     wheel=$!
 }
 
 sh deploy/install-deps.sh packages
-wheel=''
 [ $# -gt 0 ] || make_wheel
 sh deploy/install-deps.sh test
 bin=$project/.venv/bin
@@ -36,11 +36,11 @@ bin=$project/.venv/bin
 "$bin/mypy"
 [ $# -eq 0 ] || exec "$bin/python" -m pytest "$@"
 "$bin/python" -m pytest -n auto tests/unit
-wait "$wheel" || {
+wait "$wheel"
+[ "$(cat "$work/status")" = 0 ] || {
     cat "$work/log" >&2
     exit 1
 }
-wheel=''
 
 cp -R tests policies deploy pyproject.toml README.md "$work"
 cd "$work"
