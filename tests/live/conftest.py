@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from support import require
 
+from nedge.kernel.state import RUN_DIR
+from nedge.lab.host import ETC_NETNS
 from nedge.lab.servers import ServerSet, has_quic
 from nedge.lab.topology import Lab
 
@@ -32,6 +35,20 @@ def _means() -> None:
     require(has_quic(), "aioquic is not installed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folders() -> Iterator[None]:
+    """Where tests run side by side, no lab takes away a folder of all labs while another begins to use it."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    held = [folder / f"tests-{os.getpid()}" for folder in (ETC_NETNS, RUN_DIR)] if worker else []
+    for folder in held:
+        folder.mkdir(parents=True)
+    yield
+    for folder in held:
+        folder.rmdir()
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()  # only when nobody else uses it
+
+
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """A lab whose gateway has two ports and nothing between them."""
@@ -48,6 +65,6 @@ def bridged_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def servers(lab: Lab) -> Iterator[ServerSet]:
-    """All servers, in `lab`."""
-    with ServerSet(lab) as servers:
+    """Servers in `lab`: all but QUIC's, which takes as long to start as the others together."""
+    with ServerSet(lab, quic=False) as servers:
         yield servers

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from test_keeper import rules
 from test_offload import until
 
@@ -43,6 +44,7 @@ def errors(report: Report) -> dict[str, str]:
     return {check: text for check, lines in report.items() for level, text in lines if level == "error"}
 
 
+@pytest.mark.alone  # settings of other namespaces may be seen, too
 def test_a_machine_at_rest_is_left_alone(lab: Lab) -> None:
     def everything() -> str:
         links = lab.gateway.run(["ip", "-d", "link"], check=True).stdout

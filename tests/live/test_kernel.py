@@ -430,6 +430,7 @@ def test_monitor_passes_everything_dead_or_alive(lab: Lab, echo: None, start: St
     assert send(lab, "v4", "hello") == "hello:5"
 
 
+@pytest.mark.alone
 def test_timers_run(lab: Lab, start: Start) -> None:
     gateway = start().ready()
     time.sleep(2.5)
@@ -514,6 +515,7 @@ def test_users_rules_are_not_touched(lab: Lab, start: Start) -> None:
     assert snapshot(lab.gateway) == before
 
 
+@pytest.mark.alone
 def test_stops_at_once_under_load(lab: Lab, echo: None, start: Start) -> None:
     flood = (
         "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"

@@ -318,6 +318,7 @@ def test_a_full_set_takes_no_more(gateway: Gateway) -> None:
     assert gateway.do("quarantine.check()")
 
 
+@pytest.mark.alone
 def test_it_costs_little(gateway: Gateway) -> None:
     """Microseconds; the bounds are what a loop that forwards packets can bear."""
     costs = {

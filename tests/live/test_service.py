@@ -132,15 +132,13 @@ class Started:
 
 
 @pytest.fixture(params=["nft", "legacy"])
-def flavour(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """Both kinds of iptables, by way of PATH."""
+def flavour(request: pytest.FixtureRequest, lab: Lab) -> dict[str, str]:
+    """Both kinds of iptables, by way of PATH, where not only root gets to."""
     binary = shutil.which(f"xtables-{request.param}-multi")
     require(binary, f"xtables-{request.param}-multi is not installed")
     assert binary is not None
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o711)
-    folder = tmp_path / "bin"
+    lab.directory.chmod(0o755)
+    folder = lab.directory / "bin"
     folder.mkdir()
     for family in ("iptables", "ip6tables"):
         for program in (family, f"{family}-save", f"{family}-restore"):
@@ -158,6 +156,7 @@ def run_directory(lab: Lab) -> Path:
     return path
 
 
+@pytest.mark.alone  # its lock on iptables is the machine's
 def test_two_capabilities_are_enough(
     lab: Lab, servers: ServerSet, flavour: dict[str, str], run_directory: Path
 ) -> None:

@@ -775,9 +775,16 @@ def judged(events: list[dict[str, Any]]) -> dict[Any, list[tuple[str, ...]]]:
     return found
 
 
-def test_replayed_capture_gets_the_live_verdicts(lab: Lab, servers: ServerSet, tmp_path: Path) -> None:
+@pytest.fixture
+def own_firewall(lab: Lab) -> Iterator[Firewall]:
+    with ServerSet(lab) as servers:
+        yield Firewall(lab, servers)
+
+
+def test_replayed_capture_gets_the_live_verdicts(own_firewall: Firewall, tmp_path: Path) -> None:
     """In a lab of its own: elsewhere the blocked connections of other tests still try."""
-    firewall = Firewall(lab, servers)
+    firewall = own_firewall
+    lab = firewall.lab
     gateway = firewall.use(PORTS + EVENTS + NAMES)
     capture = tmp_path / "client.pcap"
     # Neighbour discovery and multicast pass before the queue: they are part of no flow there.
