@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import Literal
+from typing import Literal, Protocol
 
-from nedge.core.engine import Engine
 from nedge.core.flow import Share
 from nedge.core.marks import Marks
+from nedge.core.normalizer import Normalizer
 from nedge.kernel.queue import REWRITE
 
 Mode = Literal["inline", "monitor"]
+
+
+class Engine(Protocol):
+    """What is asked of `nedge.core.engine.Engine` here."""
+
+    @property
+    def normalizer(self) -> Normalizer: ...
+
+    @property
+    def share(self) -> int: ...
+
+    def packet(
+        self, data: bytes, now: float, vlan: int, mac: bytes, /, *, tracked: bool, port: int
+    ) -> int: ...
 
 
 class Verdicts:

@@ -84,10 +84,10 @@ class State:
 
     def _acquire(self) -> int | None:
         while True:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:  # a gateway that ended just removed the directory
+            except FileNotFoundError:  # a gateway that ended just removed the directory, or its parent
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

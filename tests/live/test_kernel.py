@@ -31,6 +31,8 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 import structlog
 from nedge.config import Config, Gateway
+from nedge.core.limits import Counters
+from nedge.core.normalizer import Normalizer
 from nedge.gateway.run import Parts, run
 
 structlog.configure(
@@ -49,7 +51,7 @@ class Engine:
     share = 0
     seen, captured, length, macs, ticks = 0, 0, 0, set(), 0
     hosts = Hosts()
-    normalizer = SimpleNamespace(rewritten=b"", awaits_answer=False, inline=False)
+    normalizer = Normalizer(Counters())
 
     def figures(self):
         return {}
