@@ -37,7 +37,7 @@ from nedge.core.packet import (
     decode,
 )
 from nedge.core.quic import connection_id
-from nedge.core.silent import SilentConnections
+from nedge.core.silent import SilentConnections, Start
 from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Failure, Operator, Policy
 from nedge.core.watch import DnsWatch, parse_dns_query
@@ -182,8 +182,11 @@ class Engine:
                 and self.remark is not None
             ):
                 return _GOES_ON  # of a flow that is forgotten; who the client is, it does not tell
-            again = flow is not None
-            flow = self._open(packet, now, port)
+            start = self._silent.recall(key) if packet.proto == TCP and not self.table.full else None
+            again = flow is not None or (start is not None and start.key == key)
+            if flags & _SYN_ACK == SYN:
+                start = None  # another connection, or what shall be taken for one
+            flow = self._open(packet, now, port, start)
             if flow is None:
                 counters.table_full += 1
                 return self._without_flow(self.limits.table_full)
@@ -283,14 +286,12 @@ class Engine:
             self._end(flow, now, EndReason.REPLACED)
         return anew
 
-    def _open(self, packet: Packet, now: float, port: int) -> Flow | None:
+    def _open(self, packet: Packet, now: float, port: int, start: Start | None) -> Flow | None:
+        """`start`: what is remembered of the connection, if it goes on."""
         if self.table.full:
             return None
         key = packet.key
-        start = self._silent.recall(key) if packet.proto == TCP else None
-        if packet.flags & SYN:
-            start = None  # it is another connection
-        elif start is not None:
+        if start is not None:
             key = start.key
         size = (len(key) - 7) >> 1
         client = self.hosts.acquire(key[3 : 3 + size], key[0] << 8 | key[1])
@@ -302,9 +303,8 @@ class Engine:
         flow.blacklisted = client.blacklisted or server.blacklisted
         flow.operator = self.verdicts.orders.word_on_flow(key)
         if start is not None:
-            flow.start_at(start.number)
-            flow.port, flow.handshake = start.port, start.handshake
-        elif packet.proto == TCP and not packet.flags & SYN:
+            flow.resume(start.number, start.port, start.handshake)
+        if packet.proto == TCP and (start.spoke if start is not None else not packet.flags & SYN):
             self.counters.midstream += 1
             if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
                 flow.failures = (Failure.MIDSTREAM,)
@@ -505,13 +505,15 @@ class Engine:
         return self.limits.idle_seconds
 
     def _end(self, flow: Flow, now: float, reason: EndReason) -> None:
+        followed = flow.looking or flow.unconfirmed is not None  # else it is not known how far the client is
         try:
             self.inspector.end(flow)
         except Exception:
             self._inspection_failed(flow)
         self.verdicts.run_hook(flow, _FLOW_END, now)
         self.table.remove(flow)
-        if reason is EndReason.IDLE and flow.proto == TCP and flow.share is _NONE:
+        # A FIN or RST may be one that the server does not take: these go on, too.
+        if flow.proto == TCP and flow.share is _NONE and followed and reason is not EndReason.REPLACED:
             self._silent.remember(flow)
         self._sink(FlowEnded(flow, now, reason))
         flow.release_scores()

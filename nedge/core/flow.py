@@ -48,8 +48,9 @@ _SYN_ACK: Final = SYN | ACK
 _SYN_FIN_RST: Final = SYN | FIN | RST
 _KINDS: Final = SYN | ACK | FIN | RST
 
+UNSEEN: Final = -1
 SEVERAL: Final = -2
-"""For the number of a flow's SYN: it is not known which the server took."""
+"""For the number of a flow's SYN: none was seen; it is not known which of several the server took."""
 
 
 class Share(IntEnum):
@@ -150,6 +151,7 @@ class Flow:
         "quic_id",
         "renamed",
         "requests",
+        "resumed",
         "risks",
         "score",
         "server",
@@ -200,12 +202,14 @@ class Flow:
         self.tunnelled = first.tunnelled
         self.closing = False
         """A FIN or RST was seen."""
-        self.isn = first.seq if first.flags & _SYN_ACK == SYN else -1
-        """Number of the client's SYN; of several the answered one, or SEVERAL; -1 if none was seen."""
+        self.isn = first.seq if first.flags & _SYN_ACK == SYN else UNSEEN
+        """Number of the client's SYN; of several the answered one, or SEVERAL; or UNSEEN."""
         self.port = 0
         """Of the bridge, that the client's packets come by; 0 if that is not known."""
         self.answered = False
         """Not of TCP: the server has sent something."""
+        self.resumed = False
+        """An earlier flow of its connection has ended; `isn` may stand for the last byte confirmed then."""
         self.quic_id = b""
         """Version and connection id of a QUIC client's first datagram."""
         self.unconfirmed: Unconfirmed | None = None
@@ -379,6 +383,14 @@ class Flow:
         self.isn, self.unconfirmed = isn, None
         if self.stream is not None:
             self.stream = Stream((isn + 1) & 0xFFFFFFFF)
+
+    def resume(self, number: int, port: int, handshake: Handshake) -> None:
+        """It goes on where an earlier flow of its connection ended; `number` may be SEVERAL."""
+        self.port, self.handshake, self.resumed = port, handshake, True
+        if number >= 0:
+            self.start_at(number)
+        else:
+            self.isn = number
 
     # Statuses and scores
 

@@ -74,8 +74,12 @@ class Normalizer:
             stale = ahead(flow.isn + 1, packet.seq)
             if flow.isn >= 0 and stale > 0 and flow.goodput_sent < WINDOW:  # later, numbers come round again
                 # Nobody takes it, if that is where the stream starts.
-                self._counters.early_data += 1
-                return self._rewrite(packet, b"") if stale >= packet.payload_length else None
+                if stale >= packet.payload_length:
+                    self._counters.early_data += 1
+                    return self._rewrite(packet, b"")
+                if not flow.resumed:  # else it may be sent again, with more behind it
+                    self._counters.early_data += 1
+                    return None
         unconfirmed = flow.unconfirmed
         if unconfirmed is None:
             unconfirmed = flow.unconfirmed = Unconfirmed(flow.isn)
@@ -101,8 +105,14 @@ class Normalizer:
             isn = (acknowledged(packet) - 1) & 0xFFFFFFFF
             if isn != flow.isn:
                 flow.start_at(isn)
-        elif flow.unconfirmed is not None and packet.flags & ACK:
-            flow.unconfirmed.confirm(acknowledged(packet))
+        elif packet.flags & ACK:
+            if flow.unconfirmed is not None:
+                flow.unconfirmed.confirm(acknowledged(packet))
+            elif flow.resumed and flow.looking and flow.isn >= 0:
+                # Nothing was taken of the client's so far. It may be another connection, whose SYN we missed.
+                number = (acknowledged(packet) - 1) & 0xFFFFFFFF
+                if number != flow.isn:
+                    flow.start_at(number)
 
     def allows(self, flow: Flow, share: Share) -> bool:
         """Whether the kernel may have this share of a decided flow now: by what the server has told."""

@@ -1,4 +1,4 @@
-"""TCP connections whose flows ended in silence: where the client's stream goes on, should it speak after all.
+"""TCP connections whose flows have ended: where the client's stream goes on, should it speak after all.
 
 Who does not know that may be deceived: by what comes first, which the server throws away (see `normalizer`).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nedge.core.flow import Flow, Handshake
+from nedge.core.flow import UNSEEN, Flow, Handshake
 from nedge.core.packet import reverse_key
 
 MAX_REMEMBERED = 1 << 16
@@ -20,7 +20,9 @@ class Start(NamedTuple):
     key: bytes
     """Of the client-to-server direction."""
     number: int
-    """The client's next byte has the one behind it: that of its SYN, or of the last byte confirmed."""
+    """Of its SYN, or of the last byte that the server has: the next byte has the one behind. Or SEVERAL."""
+    spoke: bool
+    """The server has confirmed something: what, is forgotten."""
     port: int
     """Of the bridge, that the client's packets come by; 0 if that is not known."""
     handshake: Handshake
@@ -36,15 +38,16 @@ class SilentConnections:
         return len(self._starts)
 
     def remember(self, flow: Flow) -> None:
-        """A TCP flow ends for want of packets: its connection may go on."""
-        number = flow.isn
-        if number < 0:
+        """A TCP flow ends, and its connection may go on."""
+        isn = number = flow.isn
+        if isn == UNSEEN:
             return
-        if flow.unconfirmed is not None:
+        if isn >= 0 and flow.unconfirmed is not None:
             number = flow.unconfirmed.latest
+        spoke = number != isn
         starts = self._starts
         starts.pop(flow.key, None)
-        starts[flow.key] = Start(flow.key, number, flow.port, flow.handshake)
+        starts[flow.key] = Start(flow.key, number, spoke, flow.port, flow.handshake)
         if len(starts) > MAX_REMEMBERED:
             del starts[next(iter(starts))]
 

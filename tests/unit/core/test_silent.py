@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core_kit import ACK, CLIENT, FIN, PSH, SERVER, SYN, T0, Rig, ip4, tcp
+from core_kit import ACK, CLIENT, FIN, PSH, RST, SERVER, SYN, T0, Rig, ip4, tcp
 from test_engine import block_names
 
 from nedge.core import silent
@@ -66,8 +66,23 @@ def test_what_the_server_has_confirmed_before_is_remembered(request_: bytes, act
     assert talk.client(b"junk") is Action.PASS
     assert talk.server(ack=105) is Action.PASS
     talk.fall_silent()
-    assert talk.client(DECOY, seq=101) is Action.DROP  # in the place of the junk, and behind it
+    assert talk.client(DECOY, seq=105 - len(DECOY)) is Action.PASS
+    assert talk.server(ack=105) is Action.PASS
+    assert talk.engine.share is Share.NONE
     assert talk.client(request_, seq=105) is action
+    assert talk.engine.counters.midstream == 1  # what it had said is forgotten
+
+
+@pytest.mark.parametrize(("request_", "action"), [(BAD, Action.DROP), (GOOD, Action.PASS)])
+def test_what_is_sent_again_with_more_behind_it_is_judged(request_: bytes, action: Action) -> None:
+    """An honest client may not have heard what the server confirmed."""
+    talk = Connection()
+    talk.open()
+    talk.client(b"junk")
+    talk.server(ack=105)
+    talk.fall_silent()
+    assert talk.client(b"junk" + request_) is action
+    assert talk.engine.normalizer.rewritten == b""
 
 
 def test_without_a_silence_the_same() -> None:
@@ -100,26 +115,88 @@ def test_the_server_may_be_the_one_that_speaks() -> None:
     assert talk.client(BAD) is Action.DROP
 
 
-@pytest.mark.parametrize("flags", [SYN, SYN | ACK])
-def test_a_new_connection_has_its_own_start(flags: int) -> None:
+def test_a_new_connection_has_its_own_start() -> None:
+    """By what answers it: the SYN may be one that the server does not take."""
     talk = Connection()
     talk.open()
     talk.fall_silent()
-    if flags == SYN:
-        talk.client(flags=SYN, seq=5000)
-    else:
-        talk.server(flags=flags, ack=5001)
+    assert talk.client(flags=SYN, seq=5000) is Action.PASS
+    assert talk.engine.normalizer.awaits_answer
+    assert talk.server(flags=SYN | ACK, ack=5001) is Action.PASS
     (flow,) = talk.engine.table
-    assert flow.isn == (5000 if flags == SYN else -1)
+    assert flow.isn == 5000
 
 
-def test_what_was_closed_is_not_remembered() -> None:
+def test_a_syn_that_the_server_does_not_take_tells_nothing() -> None:
     talk = Connection()
     talk.open()
-    talk.client(flags=FIN | ACK)
     talk.fall_silent()
-    assert talk.client(GOOD) is Action.PASS
-    assert talk.engine.counters.midstream == 1
+    assert talk.client(flags=SYN, seq=100 - len(DECOY)) is Action.PASS
+    talk.server()  # it says what it has
+    talk.client(DECOY, seq=101 - len(DECOY))
+    talk.server()
+    assert talk.engine.share is Share.NONE
+    assert talk.client(BAD) is Action.DROP
+
+
+def test_an_answer_from_the_clients_side_turns_nobody_round() -> None:
+    talk = Connection()
+    talk.open()
+    talk.fall_silent()
+    forged = tcp(sport=80, dport=talk.sport, seq=900, ack=101, flags=SYN | ACK)
+    talk.engine.packet(ip4(6, forged, SERVER, CLIENT), talk.now, port=LAN)
+    talk.client(DECOY, seq=60)
+    talk.server()
+    assert talk.engine.share is Share.NONE
+    assert talk.client(BAD) is Action.DROP
+
+
+@pytest.mark.parametrize("flags", [FIN | ACK, RST])
+def test_an_end_that_the_server_does_not_take_is_none(flags: int) -> None:
+    talk = Connection()
+    talk.open()
+    talk.client(flags=flags, seq=77777)
+    talk.fall_silent()
+    assert talk.client(DECOY, seq=60) is Action.PASS
+    assert talk.server() is Action.PASS
+    assert talk.client(BAD) is Action.DROP
+
+
+def test_several_syns_are_remembered_too() -> None:
+    talk = Connection()
+    talk.open()
+    talk.client(flags=SYN, seq=5000)
+    talk.fall_silent()
+    assert talk.client(DECOY, seq=60) is Action.DROP  # not before it is known which of them counts
+    talk.server(flags=SYN | ACK, ack=101)
+    assert talk.client(BAD) is Action.DROP
+
+
+def test_a_connection_whose_syn_was_missed_is_not_held_up() -> None:
+    """The server's acknowledgement tells where it is."""
+    talk = Connection()
+    talk.open()
+    talk.fall_silent()
+    start = (100 - 5000) & 0xFFFFFFFF
+    talk.client(GOOD, seq=start)  # before what is remembered, so it is made empty
+    assert talk.engine.normalizer.rewritten
+    talk.server(ack=start)
+    assert talk.client(GOOD, seq=start) is Action.PASS
+    assert talk.engine.normalizer.rewritten == b""
+
+
+def test_without_a_kernel_what_is_not_followed_is_not_remembered() -> None:
+    talk = Connection()
+    talk.engine.remark = None
+    talk.open()
+    talk.server(flags=SYN | ACK, seq=900)
+    talk.client(flags=ACK)
+    talk.client(b"SSH-2.0-x\r\n")
+    talk.server(b"SSH-2.0-y\r\n", ack=112)
+    talk.client(bytes(1000), seq=112)
+    talk.fall_silent()
+    assert talk.engine._silent.recall(b"") is None
+    assert len(talk.engine._silent) == 0
 
 
 def test_of_very_many_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
