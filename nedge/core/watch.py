@@ -89,16 +89,18 @@ class _Cursor:
 
 # HTTP
 
-_REQUEST_LINE: Final = re.compile(rb"([A-Z][A-Z-]{1,19}) ([^ \r\n]{1,65000}) HTTP/1\.[01]\r?\n")
+_REQUEST_LINE: Final = re.compile(rb"([A-Z][A-Z-]{1,19}) +([^ \r\n]{1,65000}) +HTTP/1\.[0-9]\r?\n")
+"""As servers take it, some of which mind neither several spaces nor a later minor version."""
 REQUEST_START: Final = re.compile(rb"[\r\n]*(?:[A-Z][A-Z-]{0,19}(?: |\Z)|\Z)")
 """How a request starts, as far as its first bytes are there."""
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;|\r?\Z)")
 _NUMBER: Final = re.compile(rb"0*([0-9]*)")
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
 """A target that is a whole URL, up to its path."""
-_HEADERS: Final = {
-    name[:4]: name for name in (b"host", b"user-agent", b"content-length", b"transfer-encoding")
-}
+_FOLD: Final = re.compile(rb"\r?\n[ \t]+")
+"""Before a line that continues a header (RFC 9112, 5.2)."""
+_CODING: Final = b"transfer-encoding"
+_HEADERS: Final = {name[:4]: name for name in (b"host", b"user-agent", b"content-length", _CODING)}
 """Those that matter here, by their beginnings."""
 _SPACE: Final = 0x20
 _TAB: Final = 0x09
@@ -132,7 +134,7 @@ class HttpWatch:
     def skips(self, packet: Packet) -> bool:
         """Whether it is all the same what a segment holds: it is in a body, or framing is lost before it."""
         if self._lost:
-            return not _REQUEST_LINE.match(packet.payload_bytes())
+            return not _REQUEST_LINE.match(packet.payload_bytes().lstrip(b"\r\n"))
         if not self._skip:
             return False
         at = ahead(packet.seq, self._cursor.top)
@@ -165,6 +167,7 @@ class HttpWatch:
     def _parse(self, data: bytes) -> list[Request]:
         requests: list[Request] = []
         if self._lost:
+            data = data.lstrip(b"\r\n")  # as may be in front of a request
             if not _REQUEST_LINE.match(data):
                 return requests
             self._lost = False
@@ -227,27 +230,37 @@ class HttpWatch:
         method, target = line.groups()
         headers = _headers(head)
         length = headers.get(b"content-length")
-        encoding = headers.get(b"transfer-encoding")
-        if encoding and b"chunked" in encoding.lower():
+        encoding = headers.get(_CODING)
+        if encoding and encoding.lower().rpartition(b",")[2].strip() == b"chunked":
             self._chunked = True
         elif length and (size := _NUMBER.fullmatch(length)):
             self._skip = int(size[1][:20] or b"0")
-        host = headers.get(b"host", b"")
+        host = other = headers.get(b"host", b"")
         path = target
+        absolute = None if target.startswith(b"/") else _ABSOLUTE.match(target)
         if method == b"CONNECT":
             host, path = target, b""
-        elif not target.startswith(b"/") and (absolute := _ABSOLUTE.match(target)):
+            absolute = None
+        elif absolute:
             host, path = absolute[1], target[absolute.end() :]  # it wins over Host (RFC 9112, 3.2.2)
         name = _host_name(host)
-        requests.append(
-            Request(
-                name=name,
-                head=head,
-                url=without_secrets(name + path.decode("latin-1")),
-                method=method.decode("latin-1"),
-                user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
-            )
-        )
+        if absolute:  # not every server holds to that: both count
+            second = _host_name(other)
+            if not name:
+                name = second
+            elif second and second != name:
+                requests.append(_made(second, head, path, method, headers))
+        requests.append(_made(name, head, path, method, headers))
+
+
+def _made(name: str, head: bytes, path: bytes, method: bytes, headers: dict[bytes, bytes]) -> Request:
+    return Request(
+        name=name,
+        head=head,
+        url=without_secrets(name + path.decode("latin-1")),
+        method=method.decode("latin-1"),
+        user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+    )
 
 
 def _head_end(data: bytes, start: int) -> int:
@@ -258,15 +271,24 @@ def _head_end(data: bytes, start: int) -> int:
 
 
 def _headers(head: bytes) -> dict[bytes, bytes]:
-    """A head's headers that matter here, by their names in lower case; of several of a name the first."""
+    """A head's headers that matter here, by their names in lower case.
+
+    Of several of a name the first that is not empty; but all codings, which are one list (RFC 9110, 5.3).
+    """
     headers: dict[bytes, bytes] = {}
+    if b"\n " in head or b"\n\t" in head:
+        head = _FOLD.sub(b" ", head)
     at = 0
     for line in head.lower().split(b"\n"):
         name = _HEADERS.get(line[:4])
-        if name and at and name not in headers and line.startswith(name):  # the line at 0 is the request's
+        if name and at and line.startswith(name):  # the line at 0 is the request's
             value = _value(head, at + len(name), at + len(line))
-            if value is not None:
+            if not value:
+                pass
+            elif name not in headers:
                 headers[name] = value
+            elif name == _CODING:
+                headers[name] += b"," + value
         at += len(line) + 1
     return headers
 

@@ -372,9 +372,11 @@ class Flow:
         return self._context.facts(self._flow)
 
     def isTLS(self) -> bool:
-        """Whether a TLS, DTLS or QUIC handshake was seen: its version, a fingerprint, or a certificate."""
+        """Whether TLS, DTLS or QUIC was seen: a version, a cipher, a fingerprint, or a certificate."""
         facts = self._context.facts(self._flow)
-        return bool(facts.tls_version or facts.ja3 or facts.ja4 or facts.cert_sha1)
+        return bool(
+            facts.tls_version or facts.tls_cipher or facts.ja3 or facts.ja4 or facts.ja3s or facts.cert_sha1
+        )
 
     def getRisks(self) -> int:
         """The risks that nDPI found, as a bitmap: bit n for the risk with that number. Cheap."""

@@ -161,10 +161,10 @@ def _when_python_looks_next() -> None:
 def _in_script(frame: FrameType | None) -> bool:
     """Whether what runs is a script, not code of ours that it called: only that may be interrupted."""
     inside = False
-    while frame is not None:
+    while frame is not None and frame is not WATCH.base:
         name = frame.f_code.co_filename
         if name.startswith(_OURS) and not name.startswith(_SCRIPTS_IN_PACKAGE):
-            return inside and frame is WATCH.base
+            return False
         inside = True
         frame = frame.f_back
-    return False
+    return inside and frame is not None

@@ -124,6 +124,24 @@ WAYS: dict[str, Callable[[str], Tcp]] = {
     "bare LF": lambda name: connection().client(http_request(name).replace(b"\r\n", b"\n")),
     "a method nobody knows": lambda name: connection().client(http_request(name, method="FROB")),
     "absolute form": lambda name: connection().client(http_request("good.example", f"http://{name}/")),
+    "Host, and another in absolute form": lambda name: connection().client(
+        http_request(name, "http://good.example/")
+    ),
+    "absolute form without a name": lambda name: connection().client(http_request(name, "http:///x")),
+    "Host on the next line": lambda name: connection().client(
+        http_request(name).replace(b"Host: ", b"Host:\r\n ")
+    ),
+    "Host behind an empty one": lambda name: connection().client(
+        http_request(name).replace(b"Host: ", b"Host:\r\nHost: ")
+    ),
+    "second, behind two codings": lambda name: second(
+        good("Content-Length: 9999\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked")
+        + b"0\r\n\r\n",
+        name,
+    ),
+    "two spaces, second": lambda name: connection()
+    .client(GOOD)
+    .client(http_request(name).replace(b" / ", b"  /  ")),
     "port 8080": lambda name: connection(8080).client(http_request(name)),
     "port 8080, second": lambda name: connection(8080).client(GOOD).client(http_request(name)),
     "port 3128, absolute form, second": lambda name: connection(3128)

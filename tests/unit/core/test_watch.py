@@ -65,10 +65,10 @@ DECOY = b"GET /decoy HTTP/1.1\r\nHost: decoy.example\r\n\r\n"
         ("GET / HTTP/1.1\r\nHost:\r\n\r\n", "", "/", "GET"),
         ("OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example", "a.example*", "OPTIONS"),
         ("M-SEARCH * HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example", "a.example*", "M-SEARCH"),
-        # Absolute form: the target wins over Host (3.2.2)
-        ("GET http://a.example/x HTTP/1.1\r\nHost: b.example\r\n\r\n", "a.example", "a.example/x", "GET"),
+        # Absolute form (3.2.2)
+        ("GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example", "a.example/x", "GET"),
         ("GET http://u:p@A.example:8080/x HTTP/1.1\r\n\r\n", "a.example", "a.example/x", "GET"),
-        ("GET http://a.example HTTP/1.1\r\nHost: b.example\r\n\r\n", "a.example", "a.example", "GET"),
+        ("GET http://a.example HTTP/1.1\r\nHost: A.example:80\r\n\r\n", "a.example", "a.example", "GET"),
         # Authority form (3.2.3)
         ("CONNECT a.example:443 HTTP/1.1\r\nHost: b.example\r\n\r\n", "a.example", "a.example", "CONNECT"),
         # Bare LF, and empty lines before the request (2.2)
@@ -88,14 +88,56 @@ def test_one_request(head: str, host: str, url: str, method: str) -> None:
         ("/?u=http://b.example/", "a.example"),  # a URL inside of a path
         ("/http://b.example/", "a.example"),
         ("x?u=http://b.example/", "a.example"),
-        ("http://b.example?u=/", "b.example"),  # the authority ends before a query (RFC 3986, 3.2)
-        ("http://b.example?u=@c.example/", "b.example"),
-        ("http://b.example#@c.example/", "b.example"),
+        ("http://b.example?u=/", "a.example b.example"),  # it ends before a query (RFC 3986, 3.2)
+        ("http://b.example?u=@c.example/", "a.example b.example"),
+        ("http://b.example#@c.example/", "a.example b.example"),
+        ("http:///x", "a.example"),
+        ("http://@/x", "a.example"),
+        ("http://A.example:80/x", "a.example"),
     ],
 )
 def test_whose_a_target_is(target: str, host: str) -> None:
-    (request,) = feed(HttpWatch(), cut(f"GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n".encode()))
-    assert request.name == host
+    """The target wins over Host (RFC 9112, 3.2.2), but not with every server: both count."""
+    requests = feed(HttpWatch(), cut(f"GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n".encode()))
+    assert " ".join(request.name for request in requests) == host
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Host:\r\n a.example\r\n",  # continued on the next line (RFC 9112, 5.2)
+        "Host: \r\n\ta.example\r\n",
+        "Host:\r\nHost: a.example\r\n",
+        "X: y\r\n  z\r\nHost: a.example\r\nHost: b.example\r\n",
+    ],
+)
+def test_the_host_of_odd_heads(headers: str) -> None:
+    (request,) = feed(HttpWatch(), cut(f"GET / HTTP/1.1\r\n{headers}\r\n".encode()))
+    assert request.name == "a.example"
+
+
+@pytest.mark.parametrize(
+    ("codings", "chunks"),
+    [
+        (("chunked",), True),
+        (("identity", "chunked"), True),
+        (("gzip, Chunked",), True),
+        (("xchunked",), False),
+        (("chunked, identity",), False),
+    ],
+)
+def test_which_bodies_come_in_chunks(codings: tuple[str, ...], chunks: bool) -> None:
+    headers = "".join(f"Transfer-Encoding: {coding}\r\n" for coding in codings)
+    first = get("a.example", headers=f"{headers}Content-Length: 9999\r\n")
+    assert len(http(first + chunked(b"x") + DECOY)) == (2 if chunks else 1)
+
+
+@pytest.mark.parametrize("line", ["GET  /", "GET / ", "\r\nGET /"])
+def test_request_lines_that_servers_forgive(line: str) -> None:
+    odd = f"{line} HTTP/1.9\r\nHost: b.example\r\n\r\n".encode()
+    assert [url for _, url in http(get("a.example") + odd)] == ["a.example/", "b.example/"]
+    lost = get("a.example", headers="Upgrade: x\r\n") + b"\x00\x01\x02"
+    assert [url for _, url in http(lost + odd, len(lost))] == ["a.example/", "b.example/"]
 
 
 def test_user_agent() -> None:
