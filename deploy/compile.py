@@ -1,7 +1,7 @@
 """Part of building a wheel: the modules on the per-packet path are compiled to C by mypyc.
 
 They stay Python, and run as Python from a checkout (an editable install compiles nothing). Compiled they take
-about six tenths of the time. The list is in pyproject.toml. Compiling happens on a copy, so that nothing is
+about a third of the time. The list is in pyproject.toml. Compiling happens on a copy, so that nothing is
 left in the checkout, which would go on with what was compiled instead of what it reads.
 
 Not among them is core/walk: a compiled generator that is given up does not run its `finally`.

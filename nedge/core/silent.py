@@ -34,9 +34,6 @@ class SilentConnections:
     def __init__(self) -> None:
         self._starts: dict[bytes, Start] = {}
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
     def remember(self, flow: Flow) -> None:
         """A TCP flow ends, and its connection may go on."""
         isn = number = flow.isn

@@ -235,21 +235,14 @@ class HttpWatch:
             self._chunked = True
         elif length and (size := _NUMBER.fullmatch(length)):
             self._skip = int(size[1][:20] or b"0")
-        host = other = headers.get(b"host", b"")
-        path = target
-        absolute = None if target.startswith(b"/") else _ABSOLUTE.match(target)
+        name, path = _host_name(headers.get(b"host", b"")), target
         if method == b"CONNECT":
-            host, path = target, b""
-            absolute = None
-        elif absolute:
-            host, path = absolute[1], target[absolute.end() :]  # it wins over Host (RFC 9112, 3.2.2)
-        name = _host_name(host)
-        if absolute:  # not every server holds to that: both count
-            second = _host_name(other)
-            if not name:
-                name = second
-            elif second and second != name:
-                requests.append(_made(second, head, path, method, headers))
+            name, path = _host_name(target), b""
+        elif not target.startswith(b"/") and (absolute := _ABSOLUTE.match(target)):
+            # It wins over Host (RFC 9112, 3.2.2), but not with every server: both count.
+            other, name, path = name, _host_name(absolute[1]) or name, target[absolute.end() :]
+            if other and other != name:
+                requests.append(_made(other, head, path, method, headers))
         requests.append(_made(name, head, path, method, headers))
 
 
