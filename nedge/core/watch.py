@@ -269,10 +269,10 @@ def _headers(head: bytes) -> dict[bytes, bytes]:
     Of several of a name the first that is not empty; but all codings, which are one list (RFC 9110, 5.3).
     """
     headers: dict[bytes, bytes] = {}
-    if b"\n " in head or b"\n\t" in head:
-        head = _FOLD.sub(b" ", head)
     at = 0
     for line in head.lower().split(b"\n"):
+        if at and line and line[0] in (_SPACE, _TAB):
+            return _headers(_FOLD.sub(b" ", head))
         name = _HEADERS.get(line[:4])
         if name and at and line.startswith(name):  # the line at 0 is the request's
             value = _value(head, at + len(name), at + len(line))

@@ -6,7 +6,6 @@ client to server.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,10 +60,10 @@ class Flow:
 
     def setStatus(
         self,
-        flow_status_type: StatusType,
-        flow_score: int | None = None,
-        cli_score: int | None = None,
-        srv_score: int | None = None,
+        flow_status_type: Any,
+        flow_score: Any = None,
+        cli_score: Any = None,
+        srv_score: Any = None,
     ) -> bool:
         """Set a status and add its scores (each 0..1000) to the flow, the client host and the server host.
 
@@ -80,7 +79,7 @@ class Flow:
             now=self._call.now,
         )
 
-    def clearStatus(self, flow_status_type: StatusType) -> None:
+    def clearStatus(self, flow_status_type: Any) -> None:
         """Clear a status. Scores it added stay; an alert it raised stays. Setting it again adds them again.
 
         Raises TypeError for what is no status type.
@@ -111,7 +110,7 @@ class Flow:
         flow_score, client_score, server_score = (*map(_score, arguments), 0, 0, 0)[:3]
         self._call.trigger(status, info, flow_score, client_score, server_score, self._script)
 
-    def isStatusSet(self, status_key: int) -> bool:
+    def isStatusSet(self, status_key: Any) -> bool:
         """Whether a status is set, by its number (`status_types.status_blacklisted.status_key`).
 
         Raises TypeError for what is no number.
@@ -421,23 +420,6 @@ class Flow:
     def getL4Proto(self) -> int:
         """The IP protocol number: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6, …"""
         return self._flow.proto
-
-
-def _reads() -> dict[str, str]:
-    found = {}
-    for name, function in inspect.getmembers(Flow, inspect.isfunction):
-        signature = inspect.signature(function)
-        if not name.startswith("_") and list(signature.parameters) == ["self"]:
-            found[name] = signature.return_annotation
-    return found
-
-
-READS = _reads()
-"""Functions of Flow without parameters, and the type that each gives, as it is written here."""
-MAY_CHANGE = frozenset(("getScore", "getStatus", "isPassVerdict"))
-"""Those of them whose answer may change while a hook runs, by what scripts do."""
-CONDITIONS = (READS.keys() | {"hasRisk"}) - MAY_CHANGE
-"""What a script's `needs` may name."""
 
 
 def _status(value: Any) -> StatusType:

@@ -1,7 +1,7 @@
 """The time budget: a script that runs too long is made to end, also one that loops, sleeps or catches all.
 
-Who calls into a script sets `WATCH.deadline` before, and takes it back after. What follows depends on the
-language:
+Who calls into a script sets `WATCH.call.deadline` before, and takes it back after. What follows depends on
+the language:
 
 * Python: a timer's signal looks every 10 ms whether the call under way is overdue, and raises in the script.
   Never in nedge's own code, which the script may have called: there it waits until the script is back. A
@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
 from types import FrameType
+
+from nedge.scripts.underway import CallUnderWay
 
 LOAD_SECONDS = 10.0
 """What loading, setting up or unloading one script may take."""
@@ -48,24 +50,17 @@ class ScriptTimeoutError(BaseException):
 class Watch:
     """Looks at the clock for the call under way. There is one for each process, as there is for signals."""
 
-    __slots__ = ("_late", "_late_since", "_quiet", "base", "deadline", "fired", "resting")
+    __slots__ = ("_late", "_late_since", "_quiet", "call")
 
     def __init__(self) -> None:
-        self.base: FrameType | None = None
-        """The frame of ours that calls into scripts: only what it calls may be interrupted."""
-        self.deadline = 0
-        """When the call under way must be over, by perf_counter_ns; 0 between calls."""
-        self.fired = False
-        """A call was interrupted, whatever the script made of it. Who asks takes it back."""
-        self.resting = False
-        """There is a timer, and it has to be woken for the next call."""
+        self.call = CallUnderWay()
         self._late = 0
         self._late_since = 0
         self._quiet = 0
 
     def overdue(self) -> bool:
         """Whether the call under way has to end now."""
-        deadline = self.deadline
+        deadline = self.call.deadline
         if not deadline:
             return False
         now = perf_counter_ns()
@@ -77,33 +72,33 @@ class Watch:
 
     def begin(self, seconds: float) -> None:
         """Our caller calls into a script, which may take so long. (The runner does the same by itself.)"""
-        if self.resting:
+        if self.call.resting:
             self.wake()
-        self.base = sys._getframe(1)
-        self.fired = False
-        self.deadline = perf_counter_ns() + int(seconds * 1e9)
+        self.call.base = sys._getframe(1)
+        self.call.fired = False
+        self.call.deadline = perf_counter_ns() + int(seconds * 1e9)
 
     def end(self) -> bool:
         """It is over. Whether it was interrupted."""
-        self.deadline = 0
-        self.base = None
-        fired, self.fired = self.fired, False
+        self.call.deadline = 0
+        self.call.base = None
+        fired, self.call.fired = self.call.fired, False
         return fired
 
     def wake(self) -> None:
         """Start the timer."""
-        self.resting = False
+        self.call.resting = False
         self._quiet = 0
         signal.setitimer(signal.ITIMER_REAL, TICK_SECONDS, TICK_SECONDS)
 
     def rest(self) -> None:
         """Stop the timer until the next call."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self.resting = True
+        self.call.resting = True
 
     def tick(self, _number: int, frame: FrameType | None) -> None:
         """The signal's handler."""
-        if self.deadline:
+        if self.call.deadline:
             self._quiet = 0
             self.interrupt(frame)
         else:
@@ -117,7 +112,7 @@ class Watch:
             return
         _when_python_looks_next()
         if _in_script(frame):
-            self.fired = True
+            self.call.fired = True
             raise ScriptTimeoutError
 
 
@@ -129,13 +124,13 @@ def enforced() -> Iterator[None]:
     """Interrupt overdue Python scripts, for the length of a block. In the main thread only: signals are."""
     before = signal.signal(signal.SIGALRM, WATCH.tick)
     nested = before == WATCH.tick
-    WATCH.resting = True
+    WATCH.call.resting = True
     try:
         yield
     finally:
         WATCH.rest()
         if not nested:
-            WATCH.resting = False
+            WATCH.call.resting = False
             signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
@@ -161,7 +156,7 @@ def _when_python_looks_next() -> None:
 def _in_script(frame: FrameType | None) -> bool:
     """Whether what runs is a script, not code of ours that it called: only that may be interrupted."""
     inside = False
-    while frame is not None and frame is not WATCH.base:
+    while frame is not None and frame is not WATCH.call.base:
         name = frame.f_code.co_filename
         if name.startswith(_OURS) and not name.startswith(_SCRIPTS_IN_PACKAGE):
             return False

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from nedge.core.hooks import Hook
 from nedge.core.packet import ICMP, ICMPV6, TCP, UDP
 from nedge.core.status import StatusType
-from nedge.scripts.api import CONDITIONS, MAY_CHANGE
+from nedge.scripts.reads import CONDITIONS, MAY_CHANGE
 from nedge.scripts.script import (
     PERIODIC_DEFAULT,
     PERIODIC_STEP,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -99,14 +99,14 @@ class Runner:
             return
         assert self.context is not None
         api = Flow(call, self.context)
-        now = call.now
+        now: Any = call.now  # one object for all of them
         tick = flow.tick if hook is _PERIODIC else 0
         asked = true = 0  # the conditions, a bit each: each is asked for once, when a script needs it first
         budget = self._budget_ns
-        watch = WATCH
-        if watch.resting:
-            watch.wake()
-        watch.base = sys._getframe()  # of what called this, where this is compiled
+        under_way = WATCH.call
+        if under_way.resting:
+            WATCH.wake()
+        under_way.base = sys._getframe()  # of what called this, where this is compiled
         start = perf_counter_ns()
         for step in plan:
             if (tick and tick % step.periodic_ticks) or (asked & step.bit and not true & step.bit):
@@ -114,34 +114,31 @@ class Runner:
             script = step.script
             api._script = step.key
             failure: BaseException | None = None
-            watch.deadline = start + budget
+            under_way.deadline = start + budget
             try:
                 if step.condition is not None and not asked & step.bit:
                     asked |= step.bit
-                    if step.condition(api):
-                        true |= step.bit
-                    else:
-                        watch.deadline = 0
-                        start = perf_counter_ns()
-                        continue
+                    if not step.condition(api):
+                        continue  # what it took counts for who comes next: it is little
+                    true |= step.bit
                 step.function(api, now, step.conf)
             except KeyboardInterrupt:
-                watch.deadline, watch.base = 0, None
+                under_way.deadline, under_way.base = 0, None
                 raise
             except BaseException as error:
                 failure = error
-            watch.deadline = 0
+            under_way.deadline = 0
             end = perf_counter_ns()
             took = end - start
             script.time_ns += took
             script.time_histogram[took.bit_length()] += 1
-            if failure is not None or watch.fired:
+            if failure is not None or under_way.fired:
                 self._failed(script, call, failure)
                 end = perf_counter_ns()
             elif script.failures_in_a_row:
                 script.failures_in_a_row = 0
             start = end
-        watch.base = None
+        under_way.deadline, under_way.base = 0, None
 
     def _plan(self, hook: Hook, proto: int, app: int, master: int, incomplete: bool) -> tuple[_Step, ...]:
         """The scripts that the filters let such a flow's hook through to, in order."""
@@ -161,8 +158,8 @@ class Runner:
 
         `error`: None if the script was interrupted, and kept that to itself.
         """
-        timed_out = WATCH.fired or isinstance(error, ScriptTimeoutError)
-        WATCH.fired = False
+        timed_out = WATCH.call.fired or isinstance(error, ScriptTimeoutError)
+        WATCH.call.fired = False
         if timed_out:
             call.timed_out += 1
             script.timeouts += 1

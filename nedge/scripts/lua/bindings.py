@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
 from nedge.core.status import Severity, StatusType
-from nedge.scripts.api import MAY_CHANGE, READS, Flow
+from nedge.scripts.api import Flow
 from nedge.scripts.budget import WATCH
 from nedge.scripts.fullinfo import basic_info
 from nedge.scripts.lua.host import Host
 from nedge.scripts.lua.values import MakeTable, plain_info, signed, to_lua
+from nedge.scripts.reads import MAY_CHANGE, READS
 
 if TYPE_CHECKING:
     from nedge.core.flow import Flow as CoreFlow
@@ -43,19 +45,14 @@ class NoFlowError(Exception):
     """There is no flow outside of hooks."""
 
 
-class _NoFlow(Flow):
+class _NoFlow:
     """The flow outside of hooks: there is none."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        pass
 
     def __getattr__(self, name: str) -> Any:
         raise NoFlowError(NoFlowError.__doc__)
 
 
-NO_FLOW = _NoFlow()
+NO_FLOW = cast("Flow", _NoFlow())
 
 
 SCALARS = [name for name, kind in READS.items() if kind in ("int", "float", "bool")]
@@ -107,15 +104,15 @@ class Bindings:
     def functions(self) -> dict[str, Callable[..., Any]]:
         """All of them, by the name that the Lua side knows."""
         return {
-            **{name: self._scalar(getattr(Flow, name)) for name in SCALARS},
-            **{name: self._value(getattr(Flow, name)) for name in VALUES},
+            **{name: self._scalar(methodcaller(name)) for name in SCALARS},
+            **{name: self._value(methodcaller(name)) for name in VALUES},
             "getStatus": self._scalar(lambda flow: signed(flow.getStatus())),
             "getRiskInfo": lambda: self._to_lua({name: n for n, name in self.flow.getRiskInfo().items()}),
             "getFacts": lambda: self._to_lua(asdict(self.flow.getFacts())),
             "protocol_key": self._scalar(protocol_key),
             "basic_info": self._basic_info,
-            "hasRisk": self._scalar(Flow.hasRisk),
-            "isStatusSet": self._scalar(Flow.isStatusSet),
+            "hasRisk": self._scalar(lambda flow, *number: flow.hasRisk(*number)),
+            "isStatusSet": self._scalar(lambda flow, number: flow.isStatusSet(number)),
             "setStatus": self._set_status,
             "clearStatus": self._clear_status,
             "triggerStatus": self._trigger_status,

@@ -186,7 +186,7 @@ class Runtime:
 
     def fault(self, error: Exception) -> NoReturn:
         """Raise what an error out of Lua means: ScriptFault, or ScriptTimeoutError."""
-        WATCH.deadline = 0
+        WATCH.call.deadline = 0
         where: Where = []
         with suppress(LuaMemoryError):
             for line in self._lines_of_fault().decode().splitlines():

@@ -45,7 +45,7 @@ call = ours(_call)
 def _watched() -> Iterator[None]:
     with enforced():
         yield
-    assert (WATCH.resting, WATCH.deadline) == (False, 0)
+    assert (WATCH.call.resting, WATCH.call.deadline) == (False, 0)
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
@@ -131,7 +131,7 @@ def test_who_begins_a_call_is_who_calls_the_script() -> None:
         return "returned"
 
     assert ours(begin)(wait) == "returned"
-    assert WATCH.base is None
+    assert WATCH.call.base is None
 
 
 @pytest.mark.usefixtures("_watched")
@@ -141,20 +141,20 @@ def test_shipped_scripts_are_scripts() -> None:
 
 @pytest.mark.usefixtures("_watched")
 def test_the_timer_rests_when_nothing_is_called() -> None:
-    assert WATCH.resting
+    assert WATCH.call.resting
     call(lambda: None)
-    assert not WATCH.resting
+    assert not WATCH.call.resting
     assert signal.getitimer(signal.ITIMER_REAL)[1] > 0
     deadline = time.monotonic() + 30
-    while not WATCH.resting and time.monotonic() < deadline:
+    while not WATCH.call.resting and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert WATCH.resting
+    assert WATCH.call.resting
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert call(endless) == "interrupted"  # and wakes again
 
 
 def test_without_a_timer_nothing_is_interrupted() -> None:
-    assert not WATCH.resting
+    assert not WATCH.call.resting
     assert call(lambda: time.sleep(2 * LIMIT)) == "returned"
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
@@ -192,11 +192,11 @@ def test_it_is_for_the_main_thread() -> None:
 
 def test_a_process_that_had_no_chance_is_not_blamed() -> None:
     """The deadline has passed when it is first looked at: nobody is interrupted before the next look."""
-    WATCH.deadline = time.perf_counter_ns() - 1_000_000_000
+    WATCH.call.deadline = time.perf_counter_ns() - 1_000_000_000
     try:
         assert not WATCH.overdue()
         deadline = time.monotonic() + 30
         while not WATCH.overdue():
             assert time.monotonic() < deadline
     finally:
-        WATCH.deadline = 0
+        WATCH.call.deadline = 0
