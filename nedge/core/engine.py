@@ -96,7 +96,7 @@ class Engine:
         self.now = 0.0
         """The latest time seen; it never goes back."""
         self.slice: int | None = None
-        """How many flows' timers run at most while a packet waits; None: all that are due."""
+        """How many flows' timers run at most before the next packet is judged; None: all that are due."""
         self.share = Share.NONE
         """What the kernel shall do from now on with the flow of the latest packet; NONE also if it knows."""
         self._sink = sink
@@ -461,13 +461,13 @@ class Engine:
 
     # Time
 
-    def advance(self, now: float, at_most: int | None = None) -> None:
+    def advance(self, now: float) -> None:
         """Let time pass: silent detections, periodicUpdate, ends of flows and of quarantines.
 
-        `at_most`: of so many flows, `slice` unless given; those left come the next time, see `late`.
+        Of `slice` flows at most; those left come the next time, see `late`.
         """
         due = self.table.due(now)
-        for at, flow in islice(due, self.slice if at_most is None else at_most):
+        for at, flow in islice(due, self.slice):
             self.now = max(self.now, at)
             self._wake(flow, at)
         self.now = max(self.now, now)

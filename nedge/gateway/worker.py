@@ -13,7 +13,6 @@ import select
 import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import structlog
@@ -40,9 +39,9 @@ from nedge.scripts.script import Script
 
 TICK = 1.0
 """Seconds between two runs of the engine's timers."""
-SLICE, IDLE_SLICE = 16, 256
-"""Flows whose timers run while a packet waits, or between packets: thousands may end in one second, and
-neither packets nor heartbeats wait for all of them."""
+SLICE = 8
+"""Flows whose timers run between two looks for packets: thousands may be due in one second, with scripts and
+alerts some 25 microseconds each, and neither packets nor heartbeats wait for all of them."""
 BEAT = 0.25
 OBSERVED = 16
 """Packets between two heartbeats that are looked at for their direction: it costs as much as a verdict."""
@@ -365,7 +364,7 @@ class Worker:
             for key, _events in self._selector.select(patience):
                 key.data()
             if self.engine.late:
-                self._guarded(partial(self.engine.advance, at_most=IDLE_SLICE))
+                self._guarded(self.engine.advance)
             now = time.monotonic()
             if now < self._due:
                 continue
