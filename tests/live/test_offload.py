@@ -44,6 +44,39 @@ with context.wrap_socket(plain, server_hostname=name) as s:
 """
 
 
+# A server that throws away what it hears, and clients of it: noise that no inspection makes anything of.
+SINK = """
+import selectors, socket
+selector = selectors.DefaultSelector()
+tcp, udp = socket.create_server(("10.99.0.1", 7777)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("10.99.0.1", 7777))
+for sock in (tcp, udp):
+    selector.register(sock, selectors.EVENT_READ)
+print("ready", flush=True)
+while True:
+    for key, _ in selector.select():
+        if key.fileobj is tcp:
+            selector.register(tcp.accept()[0], selectors.EVENT_READ)
+        elif not key.fileobj.recv(1 << 20) and key.fileobj is not udp:
+            selector.unregister(key.fileobj)
+"""
+NOISE = """
+import random, socket, time
+noise = random.Random(7).randbytes(1 << 20)
+def upload():
+    with socket.create_connection(("10.99.0.1", 7777), 10) as sock:
+        for _ in range(30):
+            sock.sendall(noise)
+def datagrams():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(("10.99.0.1", 7777))
+        for number in range(20_000):
+            sock.send(noise[number : number + 900])
+            if not number % 20:
+                time.sleep(0.001)
+"""
+
+
 def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
     """Wait for a condition; fails when the time is over."""
     deadline = time.monotonic() + seconds
@@ -112,6 +145,26 @@ def test_counters_are_those_of_the_kernel(lab: Lab, servers: ServerSet) -> None:
             # 1,448 bytes of payload a packet, and the packets of the handshakes
             assert size / 1448 <= flow["pkts_toclient"] < size / 1448 * 1.2
             assert flow["pkts_toserver"] > 10
+
+
+@pytest.mark.parametrize(("kind", "packets"), [("upload", 20_000), ("datagrams", 20_000)])
+def test_little_comes_up_of_what_nobody_knows(lab: Lab, kind: str, packets: int) -> None:
+    """Undecided flows have no other bound than that they are decided soon, known or not."""
+    with Gateway(lab, PORTS) as gateway:
+        sink = lab.server.popen([sys.executable, "-c", SINK], stdout=subprocess.PIPE)
+        try:
+            assert sink.stdout
+            assert sink.stdout.readline().strip() == "ready"
+            lab.client.run([sys.executable, "-c", f"{NOISE}{kind}()"], check=True, timeout=60)
+        finally:
+            lab.server.stop(sink, grace=0)
+        (line,) = (line for line in connections(lab).splitlines() if " dport=7777 " in line)
+        counted = re.findall(r"packets=(\d+)", line)
+        gateway.stop()
+        (totals,) = gateway.logged("gateway_totals")
+    assert sum(map(int, counted)) >= packets
+    assert totals["unclassified"] == 1
+    assert totals["packets"] < packets / 50
 
 
 def test_a_blocked_connection_is_dropped_by_the_kernel(lab: Lab, servers: ServerSet) -> None:
