@@ -6,7 +6,6 @@ change anything, and give the flow's verdict. Hooks run inside, before the packe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from itertools import islice
 from typing import Final
@@ -18,8 +17,8 @@ from nedge.core.hosts import Directory, HostBook
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.judge import Judge
 from nedge.core.limits import Counters, Limits
-from nedge.core.normalizer import ASK_BYTES, Normalizer
-from nedge.core.offload import account, share_of
+from nedge.core.normalizer import Normalizer
+from nedge.core.offload import Offload
 from nedge.core.packet import (
     ACK,
     FIN,
@@ -45,11 +44,9 @@ from nedge.core.watch import DnsWatch, parse_dns_query
 # Members of enumerations are slow to look up; these are asked for with every packet.
 _NONE: Final = Share.NONE
 _PASS: Final = Share.PASS
-_WATCH: Final = Share.WATCH
 _OPENED: Final = Handshake.SYN
 _DONE: Final = Handshake.DONE
 _DETECTED: Final = Hook.PROTOCOL_DETECTED
-_UPDATED: Final = Hook.PROTOCOL_UPDATED
 _PERIODIC: Final = Hook.PERIODIC_UPDATE
 _FLOW_END: Final = Hook.FLOW_END
 _GOES_ON: Final = Action.PASS
@@ -77,13 +74,9 @@ class Engine:
         directory: Directory | None = None,
         limits: Limits | None = None,
         sink: Sink = ignore,
-        remark: Callable[[Flow], None] | None = None,
         first_id: int = 1,
     ) -> None:
-        """`remark`: there is a kernel that takes flows over; called when the share it was given changes.
-
-        `first_id`: flows are numbered from here; other engines may have other numbers.
-        """
+        """`first_id`: flows are numbered from here; other engines may have other numbers."""
         self.inspector = inspector
         inspector.on_news = self._news
         self.limits = limits or Limits()
@@ -100,9 +93,6 @@ class Engine:
         self.share = Share.NONE
         """What the kernel shall do from now on with the flow of the latest packet; NONE also if it knows."""
         self._sink = sink
-        self.remark = remark
-        self._readings = self._last_reading = 0
-        """Number of the latest reading of the kernel's counters, and of the latest that was whole."""
         self._next_id = first_id
         self._silent = SilentConnections()
         self.verdicts = Judge(
@@ -113,7 +103,14 @@ class Engine:
             counters=self.counters,
             quarantine_seconds=self.limits.quarantine_seconds,
             sink=lambda event: self._sink(event),
-            share_changes=self._share_changes,
+            share_changes=lambda flow: self.offload.share_changes(flow),
+        )
+        self.offload = Offload(
+            inspector=inspector,
+            verdicts=self.verdicts,
+            normalizer=self.normalizer,
+            table=self.table,
+            gone=self._gone,
         )
         judge = self.verdicts
         self.run_hook, self.judge, self.rejudge = judge.run_hook, judge.judge, judge.rejudge
@@ -152,7 +149,7 @@ class Engine:
             self.advance(now)
         self.now = now
         self.share = _NONE
-        normalizer = self.normalizer
+        offload, normalizer = self.offload, self.normalizer
         normalizer.rewritten, normalizer.awaits_answer = b"", False
         counters = self.counters
         counters.packets += 1
@@ -179,7 +176,7 @@ class Engine:
                 flow is None
                 and flags & _KINDS == ACK
                 and not packet.payload_length
-                and self.remark is not None
+                and offload.remark is not None
             ):
                 return _GOES_ON  # of a flow that is forgotten; who the client is, it does not tell
             start = self._silent.recall(key) if packet.proto == TCP and not self.table.full else None
@@ -209,13 +206,13 @@ class Engine:
                 and not normalizer.opened_again(flow, packet.seq)
             ):
                 return self._without_flow(Action.DROP)
-        if flags & ACK and flow.handshake is not _DONE and tracked and self.remark is not None:
+        if flags & ACK and flow.handshake is not _DONE and tracked and offload.remark is not None:
             flow.infer_handshake(packet, from_client)
         flow.count(packet, from_client, now)
         tells = True
         if not from_client:
             normalizer.from_server(flow, packet, port)
-            if flags & _KINDS == ACK and not packet.payload_length and self.remark is not None:
+            if flags & _KINDS == ACK and not packet.payload_length and offload.remark is not None:
                 flow.bare_acks += 1
                 tells = False
         elif packet.payload_length and flow.proto == TCP and (flow.looking or flow.unconfirmed is not None):
@@ -235,9 +232,9 @@ class Engine:
                 self._inspection_failed(flow)
 
         action = flow.verdict.action
-        if self.remark is not None:
+        if offload.remark is not None:
             if (flow.detected or action) and packet.flaw is None and not normalizer.rewritten:
-                self.share = self._hand_over(flow)
+                self.share = offload.hand_over(flow)
         elif flow.unconfirmed is not None and not flow.looking:
             normalizer.allows(flow, _PASS)
         if packet.flaw is not None:
@@ -387,78 +384,6 @@ class Engine:
         else:
             self.verdicts.judge(flow, now)
 
-    # What the kernel took over
-
-    def _share(self, flow: Flow) -> Share:
-        updates = flow.dpi is not None and (
-            self.verdicts.scripts.wants(_UPDATED, flow.proto) or self.inspector.awaits_answer(flow)
-        )
-        return share_of(flow, awaits_updates=updates)
-
-    def _share_changes(self, flow: Flow) -> None:
-        """The action of a flow that the kernel has a share in changed: tell it."""
-        if self.remark is not None:
-            flow.share = self._share(flow)
-            flow.accounted = self._readings  # the reading under way may have been past it
-            self.remark(flow)
-
-    def _hand_over(self, flow: Flow) -> Share:
-        """The share to tell the kernel of, with the flow's latest packet."""
-        share = self._share(flow)
-        if share is not _NONE and share is not _WATCH and flow.looking:
-            self.inspector.let_go(flow)
-        if share is _NONE or not self.normalizer.allows(flow, share):
-            self._ask(flow, share)
-            if share is not _NONE:
-                return _NONE
-        if share is _WATCH and flow.share is _WATCH:
-            return _NONE
-        if share is not flow.share:
-            flow.share = share
-            flow.accounted = self._readings  # the reading under way may have been past it
-        return share
-
-    def _ask(self, flow: Flow, share: Share) -> None:
-        """What the server sends shall come up, for it confirms; `share`: what the kernel could have then.
-
-        If the flow's start was not seen, another worker may have left that to the kernel.
-        """
-        told = share is not _NONE and flow.share is not _NONE
-        unconfirmed = flow.unconfirmed
-        size = 0 if share is _PASS and flow.isn < 0 else ASK_BYTES
-        if told or (unconfirmed is not None and unconfirmed.shall_ask(size)):
-            flow.share = _NONE
-            if self.remark is not None:
-                self.remark(flow)
-
-    def begin_reading(self) -> None:
-        """A reading of all the kernel's counters begins; see `account` and `end_reading`."""
-        self._readings += 1
-
-    def account(
-        self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float, *, gone: bool
-    ) -> None:
-        """What the kernel counted of a connection, whose last packet was at `last` or before.
-
-        `gone`: it has ended. Connections that are no flow of ours are ignored.
-        """
-        flow = self.table.get(key)
-        if flow is None or flow.share is _NONE:
-            return
-        account(flow, key, sent, received, last)
-        flow.accounted = self._readings
-        if gone:
-            if flow.proto == TCP:
-                flow.closing = True
-            self._end(flow, self.now, EndReason.CLOSED if flow.proto == TCP else EndReason.IDLE)
-
-    def end_reading(self) -> None:
-        """All counters were read: flows that two readings missed are gone, though no event said so.
-
-        Their timers find that out; to walk all flows now would keep packets waiting.
-        """
-        self._last_reading = self._readings
-
     # Time
 
     def advance(self, now: float) -> None:
@@ -478,7 +403,7 @@ class Engine:
         ends = flow.last_seen + self._patience(flow)
         if flow.share is not Share.NONE:  # the kernel will say when
             ends = now + min(self.limits.idle_seconds, MISSED_SECONDS)
-            if flow.accounted < self._last_reading - 1:
+            if self.offload.missed(flow):
                 ends = now
         if ends <= now:
             self._end(flow, now, EndReason.CLOSED if flow.closing else EndReason.IDLE)
@@ -503,6 +428,12 @@ class Engine:
         if flow.proto == TCP and (flow.closing or Handshake.NONE < flow.handshake < Handshake.DONE):
             return min(self.limits.closed_seconds, self.limits.idle_seconds)
         return self.limits.idle_seconds
+
+    def _gone(self, flow: Flow) -> None:
+        """The kernel says that its connection has ended."""
+        if flow.proto == TCP:
+            flow.closing = True
+        self._end(flow, self.now, EndReason.CLOSED if flow.proto == TCP else EndReason.IDLE)
 
     def _end(self, flow: Flow, now: float, reason: EndReason) -> None:
         followed = flow.looking or flow.unconfirmed is not None  # else it is not known how far the client is

@@ -1,14 +1,21 @@
-"""The kernel's share of a flow: what it may do by itself, once looking on cannot change the verdict.
+"""Flows that the kernel has a share in: what it may do by itself, and how what it counted comes back.
 
-Here too: how what the kernel counted of such a flow gets into its books.
+It gets its share once looking on cannot change the verdict, with the verdict on a packet; what changes later,
+it is told. It counts the packets that do not come up any more, and says when their connection ends.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from nedge.core.flow import Flow, Handshake, Share
+from nedge.core.hooks import Hook
+from nedge.core.inspection import Inspector
+from nedge.core.judge import Judge
+from nedge.core.normalizer import ASK_BYTES, Normalizer
 from nedge.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Rule
 from nedge.core.watch import DnsWatch
 
@@ -23,8 +30,109 @@ _WATCH: Final = Share.WATCH
 _REJECT: Final = Action.REJECT
 _UNDETECTED: Final = Rule.UNDETECTED
 _NOT_SEEN: Final = Handshake.NONE
+_UPDATED: Final = Hook.PROTOCOL_UPDATED
 _L4_HEADERS: Final = {TCP: 32, UDP: 8, SCTP: 12}
 """Usual sizes; TCP with timestamps."""
+
+
+class Offload:
+    """What the kernel of one gateway has of the flows of one engine."""
+
+    def __init__(
+        self,
+        *,
+        inspector: Inspector,
+        verdicts: Judge,
+        normalizer: Normalizer,
+        table: FlowTable,
+        gone: Callable[[Flow], None],
+    ) -> None:
+        """`gone`: called when the kernel's connection of a flow has ended."""
+        self.remark: Callable[[Flow], None] | None = None
+        """There is a kernel that takes flows over; called when the share it was given changes."""
+        self._inspector = inspector
+        self._verdicts = verdicts
+        self._normalizer = normalizer
+        self._table = table
+        self._gone = gone
+        self._readings = self._last_reading = 0
+        """Number of the latest reading of the kernel's counters, and of the latest that was whole."""
+
+    # Shares
+
+    def _share(self, flow: Flow) -> Share:
+        updates = flow.dpi is not None and (
+            self._verdicts.scripts.wants(_UPDATED, flow.proto) or self._inspector.awaits_answer(flow)
+        )
+        return share_of(flow, awaits_updates=updates)
+
+    def share_changes(self, flow: Flow) -> None:
+        """The action of a flow that the kernel has a share in changed: tell it."""
+        if self.remark is not None:
+            flow.share = self._share(flow)
+            flow.accounted = self._readings  # the reading under way may have been past it
+            self.remark(flow)
+
+    def hand_over(self, flow: Flow) -> Share:
+        """The share to tell the kernel of, with the flow's latest packet."""
+        share = self._share(flow)
+        if share is not _NONE and share is not _WATCH and flow.looking:
+            self._inspector.let_go(flow)
+        if share is _NONE or not self._normalizer.allows(flow, share):
+            self._ask(flow, share)
+            if share is not _NONE:
+                return _NONE
+        if share is _WATCH and flow.share is _WATCH:
+            return _NONE
+        if share is not flow.share:
+            flow.share = share
+            flow.accounted = self._readings  # the reading under way may have been past it
+        return share
+
+    def _ask(self, flow: Flow, share: Share) -> None:
+        """What the server sends shall come up, for it confirms; `share`: what the kernel could have then.
+
+        If the flow's start was not seen, another worker may have left that to the kernel.
+        """
+        told = share is not _NONE and flow.share is not _NONE
+        unconfirmed = flow.unconfirmed
+        size = 0 if share is _PASS and flow.isn < 0 else ASK_BYTES
+        if told or (unconfirmed is not None and unconfirmed.shall_ask(size)):
+            flow.share = _NONE
+            if self.remark is not None:
+                self.remark(flow)
+
+    # Counters and ends
+
+    def begin_reading(self) -> None:
+        """A reading of all the kernel's counters begins; see `account` and `end_reading`."""
+        self._readings += 1
+
+    def account(
+        self, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float, *, ended: bool
+    ) -> None:
+        """What the kernel counted of a connection, whose last packet was at `last` or before.
+
+        `ended`: it has. Connections that are no flow of ours are ignored.
+        """
+        flow = self._table.get(key)
+        if flow is None or flow.share is _NONE:
+            return
+        take_over(flow, key, sent, received, last)
+        flow.accounted = self._readings
+        if ended:
+            self._gone(flow)
+
+    def end_reading(self) -> None:
+        """All counters were read: flows that two readings missed are gone, though no event said so.
+
+        Their timers find that out; to walk all flows now would keep packets waiting.
+        """
+        self._last_reading = self._readings
+
+    def missed(self, flow: Flow) -> bool:
+        """Whether the latest two readings did not meet the flow's connection."""
+        return flow.accounted < self._last_reading - 1
 
 
 def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
@@ -53,7 +161,7 @@ def share_of(flow: Flow, *, awaits_updates: bool) -> Share:
     return _PASS
 
 
-def account(flow: Flow, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float) -> None:
+def take_over(flow: Flow, key: bytes, sent: tuple[int, int], received: tuple[int, int], last: float) -> None:
     """Take over the kernel's counters: (packets, bytes) of the direction that `key` names, and of the other.
 
     `last`: when, at the latest, the last packet can have been.

@@ -93,7 +93,7 @@ class Accounting:
         self._reading = True
         self._recalling, self._recalls = self._recalls, []
         self._conntrack.dump_failed = False
-        self._engine.begin_reading()
+        self._engine.offload.begin_reading()
         self._continue()
 
     def _continue(self) -> None:
@@ -102,7 +102,7 @@ class Accounting:
         elif self._reading:
             self._reading = False
             if not self._conntrack.dump_failed:  # else nothing is known of what it did not give
-                self._engine.end_reading()
+                self._engine.offload.end_reading()
 
     def dump_arrived(self) -> None:
         """A part of a dump is there."""
@@ -118,7 +118,7 @@ class Accounting:
         now = self._clock()
         for key, mark, packets, size, packets_back, size_back, gone in connections:
             last = now - (SILENCE if gone else 0)
-            self._engine.account(key, (packets, size), (packets_back, size_back), last, gone=gone)
+            self._engine.offload.account(key, (packets, size), (packets_back, size_back), last, ended=gone)
             if self._recalling and not gone and self._contradicted(key, mark):
                 self._conntrack.set_mark(key, 0, self._marks.mask)
 

@@ -153,7 +153,7 @@ class Worker:
             except (KernelError, OSError) as error:
                 self._engine_failed(error)
 
-        self.engine.remark = remark
+        self.engine.offload.remark = remark
 
     @contextlib.contextmanager
     def _gathering(self) -> Iterator[None]:
@@ -265,7 +265,7 @@ class Worker:
         if found is None:
             return {"connection": False}
         sent, received = (found.packets, found.bytes), (found.packets_back, found.bytes_back)
-        self.engine.account(found.key, sent, received, flow.last_seen, gone=False)
+        self.engine.offload.account(found.key, sent, received, flow.last_seen, ended=False)
         ours = self._marks.share_of(found.mark), self._marks.generation_of(found.mark)
         return {
             "connection": True,

@@ -204,7 +204,7 @@ def ssh(rig: Rig) -> Flow:
 def test_live_flows_of_a_host_follow_and_the_kernel_is_told() -> None:
     rig = Rig()
     told: list[tuple[int, Share]] = []
-    rig.engine.remark = lambda flow: told.append((flow.client_port, flow.share))
+    rig.engine.offload.remark = lambda flow: told.append((flow.client_port, flow.share))
     flow = ssh(rig)
     assert flow.share is Share.PASS
     assert rig.order(BLOCK, OTHER) == 0

@@ -44,7 +44,7 @@ def offloading(scripts: StubScripts | None = None, **options: object) -> tuple[R
     """A rig with a kernel, and what that is told outside of packets."""
     rig = Rig(scripts=scripts, **options)  # type: ignore[arg-type]
     told: list[tuple[int, Share]] = []
-    rig.engine.remark = lambda flow: told.append((flow.id, flow.share))
+    rig.engine.offload.remark = lambda flow: told.append((flow.id, flow.share))
     return rig, told
 
 
@@ -256,7 +256,7 @@ def test_what_the_client_sends_shows_that_the_handshake_is_done() -> None:
     assert flow.bytes_rcvd == 40  # both headers, until the kernel says it better
     rig.feed(CONFIRMED)
     assert flow.share is Share.PASS
-    rig.engine.account(flow.key, (4, 300), (3, 180), T0 + 1, gone=False)
+    rig.engine.offload.account(flow.key, (4, 300), (3, 180), T0 + 1, ended=False)
     assert (flow.packets_rcvd, flow.bytes_rcvd) == (3, 180)
 
 
@@ -320,7 +320,7 @@ def test_the_kernels_counters_replace_ours(turned: bool) -> None:
     before = flow.goodput_sent
     sent_before = flow.bytes_sent
     counts = (received, sent) if turned else (sent, received)
-    engine.account(reverse_key(flow.key) if turned else flow.key, *counts, T0 + 9, gone=False)
+    engine.offload.account(reverse_key(flow.key) if turned else flow.key, *counts, T0 + 9, ended=False)
     assert (flow.packets_sent, flow.bytes_sent, flow.packets_rcvd, flow.bytes_rcvd) == (10, 1000, 20, 20_000)
     assert flow.last_seen == T0 + 9
     # An estimate: 20 bytes of IPv4 and 32 of TCP header for each of 7 packets that did not come up.
@@ -330,7 +330,7 @@ def test_the_kernels_counters_replace_ours(turned: bool) -> None:
 def test_counters_that_are_behind_ours_change_nothing() -> None:
     engine, flow, _ = offloaded()
     before = (flow.packets, flow.bytes, flow.last_seen)
-    engine.account(flow.key, (1, 40), (0, 0), T0 + 9, gone=False)
+    engine.offload.account(flow.key, (1, 40), (0, 0), T0 + 9, ended=False)
     assert (flow.packets, flow.bytes, flow.last_seen) == before
 
 
@@ -338,7 +338,7 @@ def test_the_kernel_says_when_it_is_over() -> None:
     engine, flow, rig = offloaded()
     engine.advance(T0 + 1000)
     assert ended(rig) == []
-    engine.account(flow.key, (10, 1000), (20, 2000), T0 + 900, gone=True)
+    engine.offload.account(flow.key, (10, 1000), (20, 2000), T0 + 900, ended=True)
     assert ended(rig) == [(EndReason.CLOSED, 1000.0)]
     assert flow.last_seen == T0 + 900
     assert (engine.table.count, len(engine.hosts)) == (0, 0)
@@ -347,11 +347,11 @@ def test_the_kernel_says_when_it_is_over() -> None:
 def test_other_connections_are_none_of_ours() -> None:
     engine, flow, rig = offloaded()
     key = flow.key[:-1] + b"\xff"
-    engine.account(key, (1, 40), (0, 0), T0, gone=True)
+    engine.offload.account(key, (1, 40), (0, 0), T0, ended=True)
     undecided = c2s(b"", SYN, sport=7)
     rig.feed(undecided)
     (other,) = (one for one in engine.table if one is not flow)
-    engine.account(other.key, (5, 400), (0, 0), T0, gone=True)
+    engine.offload.account(other.key, (5, 400), (0, 0), T0, ended=True)
     assert ended(rig) == []
     assert other.packets == 1
 
@@ -359,10 +359,10 @@ def test_other_connections_are_none_of_ours() -> None:
 def test_what_two_readings_miss_is_gone() -> None:
     engine, flow, rig = offloaded()
     for reading, left in enumerate([[], [], [EndReason.IDLE]]):
-        engine.begin_reading()
+        engine.offload.begin_reading()
         if reading == 0:
-            engine.account(flow.key, (10, 1000), (20, 2000), T0, gone=False)
-        engine.end_reading()
+            engine.offload.account(flow.key, (10, 1000), (20, 2000), T0, ended=False)
+        engine.offload.end_reading()
         engine.advance(T0 + 100 * (reading + 1))
         assert [reason for reason, _ in ended(rig)] == left
 
@@ -370,7 +370,7 @@ def test_what_two_readings_miss_is_gone() -> None:
 def test_a_reading_that_is_not_whole_proves_nothing() -> None:
     engine, _, rig = offloaded()
     for reading in range(5):
-        engine.begin_reading()
+        engine.offload.begin_reading()
         engine.advance(T0 + 100 * (reading + 1))
     assert ended(rig) == []
 
@@ -378,13 +378,13 @@ def test_a_reading_that_is_not_whole_proves_nothing() -> None:
 def test_what_is_taken_over_during_a_reading_is_not_missed_by_it() -> None:
     rig, _ = offloading()
     for _ in range(3):
-        rig.engine.begin_reading()
-        rig.engine.end_reading()
-    rig.engine.begin_reading()
+        rig.engine.offload.begin_reading()
+        rig.engine.offload.end_reading()
+    rig.engine.offload.begin_reading()
     assert share(rig, ask("a.example")) is Share.WATCH
-    rig.engine.end_reading()
-    rig.engine.begin_reading()
-    rig.engine.end_reading()
+    rig.engine.offload.end_reading()
+    rig.engine.offload.begin_reading()
+    rig.engine.offload.end_reading()
     rig.engine.advance(T0 + 100)
     assert ended(rig) == []
 

@@ -22,7 +22,7 @@ class Connection:
     def __init__(self, sport: int = 40000, rig: Rig | None = None) -> None:
         self.rig = rig or Rig(scripts=block_names("bad.example"))
         self.engine = self.rig.engine
-        self.engine.remark = lambda flow: None
+        self.engine.offload.remark = lambda flow: None
         self.engine.normalizer.inline = True
         self.sport = sport
         self.now = T0
@@ -187,7 +187,7 @@ def test_a_connection_whose_syn_was_missed_is_not_held_up() -> None:
 
 def test_without_a_kernel_what_is_not_followed_is_not_remembered() -> None:
     talk = Connection()
-    talk.engine.remark = None
+    talk.engine.offload.remark = None
     talk.open()
     talk.server(flags=SYN | ACK, seq=900)
     talk.client(flags=ACK)

@@ -56,7 +56,7 @@ class Gateway:
         self.rig = Rig(scripts=block_names("bad.example"))
         engine = self.rig.engine
         engine.inspector.detection_packets = 1000
-        engine.remark = self._remark
+        engine.offload.remark = self._remark
         engine.normalizer.inline = inline
         self.engine = engine
         self.share = Share.NONE
