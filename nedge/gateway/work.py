@@ -79,15 +79,15 @@ def work(
             return judging.measures() | ({"latency": latency.measures()} if latency else {})
 
         worker.orient(ports[: len(gateway.lan)])
-        worker.watch(signals, partial(stop_if_told, worker, signals))
+        worker.loop.watch(signals, partial(stop_if_told, worker, signals))
         judging.engine.verdicts.orders = orders  # as it was when this process was forked; changes are told
         worker.report_to(link, partial(take_over, judging, rejector))
         worker.answer(lambda: judging.scripts)
         worker.figures = lambda: {"events_lost": judging.outlet.lost}
-        worker.every(FLUSH_SECONDS, judging.outlet.flush)
-        worker.every(MEASURE_SECONDS, lambda: link.send({"measures": measures()}))
+        worker.loop.every(FLUSH_SECONDS, judging.outlet.flush)
+        worker.loop.every(MEASURE_SECONDS, lambda: link.send({"measures": measures()}))
         link.send({"ready": True})
-        worker.run()
+        worker.loop.run()
         judging.outlet.be_patient(PATIENCE_SECONDS)  # all flows end at once
         worker.close(judging.outlet.close)
     return 0
@@ -104,4 +104,4 @@ def stop_if_told(worker: Worker, signals: StopSignals) -> None:
     """A signal has come. It need not be one to stop: the scripts' time budget has a timer."""
     signals.consume()
     if signals.stop is not None:
-        worker.stop()
+        worker.loop.stop()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import math
 import select
-import selectors
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -28,6 +27,7 @@ from nedge.gateway.accounting import Accounting
 from nedge.gateway.answers import Answers, Means
 from nedge.gateway.latency import Latency
 from nedge.gateway.link import Link
+from nedge.gateway.loop import Loop
 from nedge.gateway.orientation import Orientation
 from nedge.gateway.rejecting import Rejector
 from nedge.gateway.supervisor import HOSTS_PER_MESSAGE
@@ -110,12 +110,8 @@ class Worker:
         self.errors = 0
         """Exceptions out of the engine: each cost a packet its verdict, and the failure policy decided."""
         self._error_log = _OncePerSecond()
-        self._stopping = False
-        self._timers: list[_Timer] = []
-        self._due = 0.0
-        """When the first of them is due."""
-        self.every(TICK, lambda: self._guarded(engine.advance))
-        self._selector = selectors.DefaultSelector()
+        self.loop = Loop(lambda: engine.late, lambda: self._guarded(engine.advance))
+        self.loop.every(TICK, lambda: self._guarded(engine.advance))
         judge = self._verdicts.judge
         self.queue = PacketQueue(
             number,
@@ -130,7 +126,7 @@ class Worker:
             rewritten=lambda: engine.normalizer.rewritten,
             vlan_mask=vlan_mask,
         )
-        self.watch(self.queue.fileno(), self.queue.drain)
+        self.loop.watch(self.queue, self.queue.drain)
         if marks:
             self._hand_over(marks)
 
@@ -139,9 +135,10 @@ class Worker:
         self._conntrack = conntrack = Conntrack()
         self._accounting = Accounting(self.engine, conntrack, marks, self.clock)
         accounting = self._accounting
-        self.watch(conntrack.fileno(), lambda: self._guarded(lambda _now: accounting.ends_arrived()))
-        self.watch(conntrack.dump_fileno, lambda: self._guarded(lambda _now: accounting.dump_arrived()))
-        self.every(TICK, lambda: self._guarded(lambda _now: accounting.tick()))
+        loop = self.loop
+        loop.watch(conntrack.fileno(), lambda: self._guarded(lambda _now: accounting.ends_arrived()))
+        loop.watch(conntrack.dump_fileno, lambda: self._guarded(lambda _now: accounting.dump_arrived()))
+        loop.every(TICK, lambda: self._guarded(lambda _now: accounting.tick()))
 
         def remark(flow: Flow) -> None:
             if self._gathered is not None:
@@ -192,11 +189,7 @@ class Worker:
 
         self._orientation = orientation
         observe_some()
-        self.every(BEAT, observe_some)
-
-    def watch(self, fileobj: Any, ready: Callable[[], None]) -> None:
-        """Call `ready` from the loop whenever `fileobj` is readable."""
-        self._selector.register(fileobj, selectors.EVENT_READ, ready)
+        self.loop.every(BEAT, observe_some)
 
     def report_to(self, link: Link, renew: Callable[[Config | None], None]) -> None:
         """Send heartbeats to the supervisor, hear its messages, and end when it does.
@@ -206,9 +199,9 @@ class Worker:
         self._link = link
         self._renew = renew
         self.engine.verdicts.cut = self._cut
-        self.watch(link, self._hear)
-        self.every(BEAT, self._beat)
-        self.every(CLOCK_SECONDS + self.queue.number % 10, self._look_at_clock)  # not all at once
+        self.loop.watch(link, self._hear)
+        self.loop.every(BEAT, self._beat)
+        self.loop.every(CLOCK_SECONDS + self.queue.number % 10, self._look_at_clock)  # not all at once
 
     def _cut(self, host: Host, seconds: float) -> None:
         assert self._link is not None
@@ -224,13 +217,9 @@ class Worker:
     def answer(self, scripts: Callable[[], list[Script]]) -> None:
         """Answer the operator's questions, too, that come over the link."""
         assert self._link is not None
-        again = _Timer(math.inf, lambda: None)
+        again = self.loop.every(math.inf, lambda: None)
         waiting = select.poll()
         waiting.register(self.queue.fileno(), select.POLLIN)
-
-        def pause() -> None:
-            again.due = time.monotonic() + PAUSE
-            self._due = min(self._due, again.due)
 
         means = Means(
             engine=self.engine,
@@ -240,13 +229,12 @@ class Worker:
             recall=self._recall,
             gathering=self._gathering,
             packets_wait=lambda: bool(waiting.poll(0)),
-            pause=pause,
+            pause=lambda: self.loop.soon(again, PAUSE),
             failed=self._engine_failed,
         )
         self._answers = answers = Answers(means, self._link)
         again.step = answers.resume
-        self._timers.append(again)
-        self.watch(answers, answers.step)
+        self.loop.watch(answers, answers.step)
 
     def _recall(self, order: Order) -> None:
         if self._accounting:
@@ -312,13 +300,13 @@ class Worker:
         assert self._link is not None
         if abs(seconds := _clock_offset() - self._offset) > CLOCK_SET:
             self._link.send({"failed": f"the machine's clock was set by {seconds:.0f} s"})
-            self.stop()
+            self.loop.stop()
 
     def _hear(self) -> None:
         assert self._link is not None
         messages = self._link.receive()
         if messages is None:
-            self.stop()  # no supervisor, no worker
+            self.loop.stop()  # no supervisor, no worker
             return
         for message in messages:
             for ip, vlan, score in message.get("hosts", ()):
@@ -335,51 +323,19 @@ class Worker:
             self._renew(Config.model_validate(config) if config else None)
         except Exception as error:
             self._engine_failed(error)
-            self.stop()
+            self.loop.stop()
             return
         if self._marks:
             self._marks = Marks(self._marks.mask, generation)
             self._verdicts.mark_by(self._marks)
         self._link.send({"ready": True})
 
-    def every(self, seconds: float, step: Callable[[], object]) -> None:
-        """Call `step` from the loop about every so many seconds."""
-        self._timers.append(_Timer(seconds, step))
-        self._due = min(self._due, self._timers[-1].due)
-
-    def stop(self) -> None:
-        """End the loop after what is in hand."""
-        self._stopping = True
-
-    @property
-    def stopping(self) -> bool:
-        """Whether `stop()` was called."""
-        return self._stopping
-
-    def run(self, seconds: float = math.inf) -> None:
-        """The loop, until `stop()` or for so many seconds."""
-        end = time.monotonic() + seconds
-        while not self._stopping and (now := time.monotonic()) < end:
-            patience = 0.0 if self.engine.late else max(0.0, min(self._due, end) - now)
-            for key, _events in self._selector.select(patience):
-                key.data()
-            if self.engine.late:
-                self._guarded(self.engine.advance)
-            now = time.monotonic()
-            if now < self._due:
-                continue
-            for timer in self._timers:
-                if timer.due <= now:
-                    timer.due = now + timer.seconds
-                    timer.step()
-            self._due = min(timer.due for timer in self._timers)
-
     def close(self, flows_ended: Callable[[], None] = lambda: None) -> None:
         """Judge what still waits, let the queue go, end the flows. The rules must be gone by now.
 
         flows_ended: called before the last heartbeat, which is to have all figures in it.
         """
-        self._selector.close()
+        self.loop.close()
         if self._link is not None:
             self._look_at_queue()
         if self._answers:
@@ -413,13 +369,6 @@ class Worker:
 
 def _clock_offset() -> float:
     return time.time() - time.monotonic()
-
-
-class _Timer:
-    def __init__(self, seconds: float, step: Callable[[], object]) -> None:
-        self.seconds = seconds
-        self.step = step
-        self.due = time.monotonic() + seconds
 
 
 class _OncePerSecond:

@@ -87,7 +87,7 @@ def test_packets_get_verdicts_and_timers_run(mode: Mode, verdicts: list[int]) ->
     worker, engine, queue = make(mode)
     queue.writer.send(b"good")
     queue.writer.send(b"bad")
-    worker.run(0.1)
+    worker.loop.run(0.1)
     assert queue.verdicts == verdicts
     assert engine.calls[:2] == ["good", "bad"]
     assert 2 <= engine.calls.count("advance") <= 5
@@ -98,11 +98,11 @@ def test_packets_get_verdicts_and_timers_run(mode: Mode, verdicts: list[int]) ->
 
 def test_stop_ends_the_loop() -> None:
     worker, engine, queue = make()
-    worker.watch(queue.writer, lambda: None)
+    worker.loop.watch(queue.writer, lambda: None)
     queue.writer.close()
-    worker.stop()
-    worker.run()
-    assert worker.stopping
+    worker.loop.stop()
+    worker.loop.run()
+    assert worker.loop.stopping
     assert engine.calls == []
     worker.close()
 
@@ -111,7 +111,7 @@ def test_an_engine_that_raises_is_counted_and_logged_not_too_often() -> None:
     worker, engine, _queue = make()
     engine.fails = True
     with capture_logs() as logs:
-        worker.run(0.1)
+        worker.loop.run(0.1)
     assert worker.errors >= 2
     assert [event["event"] for event in logs] == ["engine_error"]
     worker.close()
@@ -130,13 +130,13 @@ def test_the_timer_of_scripts_does_not_stop_the_loop() -> None:
     ticks: list[int] = []
     with enforced(), stop_signals(signal.SIGTERM) as signals:
         WATCH.wake()
-        worker.watch(signals, partial(stop_if_told, worker, signals))
-        worker.every(0.05, lambda: ticks.append(1))
-        worker.run(0.3)
-        assert not worker.stopping
+        worker.loop.watch(signals, partial(stop_if_told, worker, signals))
+        worker.loop.every(0.05, lambda: ticks.append(1))
+        worker.loop.run(0.3)
+        assert not worker.loop.stopping
         os.kill(os.getpid(), signal.SIGTERM)
-        worker.run(30)
-        assert worker.stopping
+        worker.loop.run(30)
+        assert worker.loop.stopping
     assert ticks
     worker.close()
 
@@ -147,9 +147,9 @@ def test_signals_stop_the_loop_also_when_they_came_before_it(number: int) -> Non
     worker, _engine, _queue = make()
     with stop_signals() as signals:
         os.kill(os.getpid(), number)
-        worker.watch(signals, worker.stop)
-        worker.run(5)
-        assert worker.stopping
+        worker.loop.watch(signals, worker.loop.stop)
+        worker.loop.run(5)
+        assert worker.loop.stopping
         assert (signals.stop, signals.reload) == (
             (None, True) if number == signal.SIGHUP else (number, False)
         )
@@ -166,9 +166,9 @@ def test_an_answer_that_made_way_for_packets_goes_on_in_a_moment(monkeypatch: py
     worker._link = ours
     worker.answer(list)
     worker._answers.hear({"ask": 1, "what": "scripts"})
-    worker.watch(theirs, worker.stop)
-    worker.run(10)
-    assert worker.stopping, "an answer came"
+    worker.loop.watch(theirs, worker.loop.stop)
+    worker.loop.run(10)
+    assert worker.loop.stopping, "an answer came"
     assert [message["answer"] for message in theirs.receive() or []] == [1]
     worker._answers.close()
     queue.close()
@@ -199,10 +199,10 @@ def test_a_worker_ends_if_the_clock_was_set(monkeypatch: pytest.MonkeyPatch, sec
     monkeypatch.setattr(worker, "_look_at_queue", lambda: None)
     set_to = module._clock_offset() + seconds
     monkeypatch.setattr(module, "_clock_offset", lambda: set_to)
-    worker.run(0.3)
+    worker.loop.run(0.3)
     said = [message["failed"] for message in theirs.receive() or []]
     far = abs(seconds) > 10
-    assert worker.stopping is far
+    assert worker.loop.stopping is far
     assert said == ([f"the machine's clock was set by {seconds:.0f} s"] if far else [])
     worker.close()
     ours.close()
