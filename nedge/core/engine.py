@@ -36,7 +36,7 @@ from nedge.core.packet import (
     decode,
 )
 from nedge.core.quic import connection_id
-from nedge.core.silent import SilentConnections, Start
+from nedge.core.silent import Blocked, SilentConnections, Start
 from nedge.core.table import FlowTable
 from nedge.core.verdict import Action, Failure, Operator, Policy
 from nedge.core.watch import DnsWatch, parse_dns_query
@@ -299,9 +299,13 @@ class Engine:
         flow.port = port
         flow.blacklisted = client.blacklisted or server.blacklisted
         flow.operator = self.verdicts.orders.word_on_flow(key)
+        blocked = None
         if start is not None:
             flow.resume(start.number, start.port, start.handshake)
-        if packet.proto == TCP and (start.spoke if start is not None else not packet.flags & SYN):
+            blocked = start.blocked
+        if blocked is not None:
+            blocked.restore(flow)
+        elif packet.proto == TCP and (start.spoke if start is not None else not packet.flags & SYN):
             self.counters.midstream += 1
             if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
                 flow.failures = (Failure.MIDSTREAM,)
@@ -312,6 +316,9 @@ class Engine:
         self.table.add(flow)
         self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))
         self.counters.flows += 1
+        if blocked is not None:
+            self._go_on_blocking(flow, blocked, now)
+            return flow
         try:
             flow.dpi = self.inspector.classifier.open()
         except Exception:
@@ -320,6 +327,15 @@ class Engine:
         if ordered or flow.failures or self.verdicts.policy.host_drop_score:
             self.verdicts.judge(flow, now)
         return flow
+
+    def _go_on_blocking(self, flow: Flow, blocked: Blocked, now: float) -> None:
+        """Of a flow that goes on: by what the one before was blocked for, and under the policy of today."""
+        self.inspector.let_go(flow)
+        self.inspector.classify_anew(flow)
+        if blocked.epoch == self.epoch:
+            self.verdicts.judge(flow, now)
+        else:
+            self._judge_anew(flow, now)
 
     def _inspection_failed(self, flow: Flow) -> None:
         """No more of it for this flow; the policy for inspection errors has its say."""
@@ -443,8 +459,9 @@ class Engine:
             self._inspection_failed(flow)
         self.verdicts.run_hook(flow, _FLOW_END, now)
         self.table.remove(flow)
-        # A FIN or RST may be one that the server does not take: these go on, too.
-        if flow.proto == TCP and flow.share is _NONE and followed and reason is not EndReason.REPLACED:
+        # A FIN or RST may be one that the server does not take, and of what is blocked it gets none.
+        goes_on = flow.has_begun if flow.verdict.action else flow.share is _NONE and followed
+        if goes_on and flow.proto == TCP and reason is not EndReason.REPLACED:
             self._silent.remember(flow)
         self._sink(FlowEnded(flow, now, reason))
         flow.release_scores()

@@ -232,6 +232,41 @@ def test_bytes_before_the_start_of_the_stream(
     assert not firewall.servers.received(proto="tls", host=BLOCKED)
 
 
+KERNEL_FORGETS = 16
+"""Seconds after which the kernel has forgotten a connection that was reset, and told the gateway."""
+
+
+@FAMILIES
+def test_a_blocked_connection_stays_blocked_after_a_reset_for_the_kernel_alone(
+    firewall: Firewall, family: str
+) -> None:
+    """The reset is dropped as all else is, so the server still waits for the rest of the hello."""
+    firewall.use(PORTS + EVENTS + NAMES)
+    name = f"reset-{family}.{BLOCKED}"
+    hello = traffic.client_hello(name)
+    cut = hello.index(BLOCKED.encode()) + 3
+    rest = Segment(cut, hello[cut:])
+    outcome = traffic.run_raw(
+        firewall.lab.client,
+        firewall.lab.server,
+        {"v4": "10.99.0.77", "v6": "fd99::77"}[family],
+        firewall.address(family),
+        443,
+        [
+            Segment(0, hello[:cut]),
+            Segment(1, b"", "wait"),  # the kernel takes a reset with the number that was acknowledged last
+            rest,
+            Segment(cut, b"", "rst"),
+            Segment(KERNEL_FORGETS, b"", "wait"),
+            rest,
+            rest,
+        ],
+        answered=False,
+    )
+    assert outcome.answered == [False], outcome.error
+    assert not firewall.servers.received(proto="tls", host=name)
+
+
 def forged(talk: str, kind: str, decoy: bytes, real: bytes) -> dict[str, Any]:
     """Segments, and what precedes them: a decoy that the server does not take, and then what it does."""
     behind = Segment(0, real)

@@ -204,10 +204,10 @@ class Segment(NamedTuple):
     at: int
     """Where in the stream its data belong; 0: right behind the SYN."""
     data: bytes
-    kind: Literal["plain", "md5", "checksum", "no ack", "urgent", "syn", "md5 syn"] = "plain"
+    kind: Literal["plain", "md5", "checksum", "no ack", "urgent", "syn", "md5 syn", "rst", "wait"] = "plain"
     """What is odd about it. A server takes none with an MD5 signature (RFC 2385) that it did not ask for, nor
     with a wrong checksum or without an ACK. Of urgent data, the last byte is not among what it reads. A SYN
-    has the number before `at`."""
+    has the number before `at`. To wait is no segment: for `at` seconds."""
 
 
 def reversed_segments(parts: Sequence[bytes]) -> list[Segment]:
@@ -251,12 +251,13 @@ def run_raw(
             "seconds": PATIENCE if answered else SHORT,
         }
     )
-    done = client.run([sys.executable, __file__, "raw"], input=told, timeout=2 * PATIENCE)
+    patience = 2 * PATIENCE + sum(segment.at for segment in segments if segment.kind == "wait")
+    done = client.run([sys.executable, __file__, "raw"], input=told, timeout=patience)
     assert done.returncode == 0, done.stderr
     return _outcome(json.loads(done.stdout))
 
 
-_FIN_RST, _SYN, _PSH, _ACK, _URG = 0x05, 0x02, 0x08, 0x10, 0x20
+_FIN_RST, _SYN, _RST, _PSH, _ACK, _URG = 0x05, 0x02, 0x04, 0x08, 0x10, 0x20
 _MD5_OPTION = bytes((19, 18)) + bytes(16) + b"\1\1"
 
 
@@ -304,6 +305,10 @@ class RawClient:
                 self._send(_ACK | _PSH, at, segment.data, damage=1)
             case "no ack":
                 self._send(_PSH, at, segment.data)
+            case "rst":
+                self._send(_RST | _ACK, at)
+            case "wait":
+                time.sleep(segment.at)
             case "urgent":
                 self._send(_ACK | _PSH | _URG, at, segment.data, urgent=len(segment.data))
             case "syn":

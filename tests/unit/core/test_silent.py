@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from core_kit import ACK, CLIENT, FIN, PSH, RST, SERVER, SYN, T0, Rig, ip4, tcp
-from test_engine import block_names
+from core_kit import ACK, CLIENT, FIN, PSH, RST, SERVER, SYN, T0, Rig, StubScripts, ip4, tcp
+from test_engine import MINING, block_names
+from test_shares import renew
 
 from nedge.core import silent
+from nedge.core.events import VerdictChanged
 from nedge.core.flow import Handshake, Share
-from nedge.core.verdict import Action
+from nedge.core.verdict import Action, Operator, Rule
 
 BAD = b"GET / HTTP/1.1\r\nHost: bad.example\r\n\r\n"
 GOOD = b"GET / HTTP/1.1\r\nHost: fine.example\r\n\r\n"
@@ -195,7 +197,7 @@ def test_without_a_kernel_what_is_not_followed_is_not_remembered() -> None:
     talk.server(b"SSH-2.0-y\r\n", ack=112)
     talk.client(bytes(1000), seq=112)
     talk.fall_silent()
-    assert not talk.engine._silent._starts
+    assert not talk.engine._silent._silent
 
 
 def test_of_very_many_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,4 +211,103 @@ def test_of_very_many_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) 
         talk.now = first.now
         talk.client(GOOD)
     assert first.engine.counters.midstream == 1
-    assert not first.engine._silent._starts
+    assert not first.engine._silent._silent
+
+
+# Blocked ones: the server has half a request, and the kernel heard of a reset that the server did not get
+
+
+REST = BAD[30:]
+"""Of a request whose first 30 bytes the server has: it names nothing by itself."""
+
+
+def blocked(rig: Rig | None = None) -> Connection:
+    """A blocked connection, which the kernel has then forgotten."""
+    talk = Connection(rig=rig)
+    talk.open()
+    talk.client(BAD[:30])
+    talk.server(ack=131)
+    assert talk.client(REST, seq=131) is Action.DROP
+    assert talk.engine.share is Share.DROP
+    talk.now += 10
+    (flow,) = talk.engine.table
+    talk.engine.offload.account(flow.key, (4, 300), (1, 60), talk.now, ended=True)
+    assert talk.engine.table.count == 0
+    return talk
+
+
+def test_what_is_blocked_goes_on_being_blocked() -> None:
+    talk = blocked()
+    assert talk.client(REST, seq=131) is Action.DROP
+    assert talk.engine.share is Share.DROP
+    (flow,) = talk.engine.table
+    assert (flow.hostname, flow.verdict.rule, flow.score) == ("bad.example", Rule.FLOW_SCORE, 100)
+    assert (flow.client.score, flow.client_score) == (0, 0)  # it did so once
+    assert [event.flow for event in talk.rig.of(VerdictChanged)][-1] is flow
+    assert talk.engine.counters.midstream == 0
+
+
+def test_it_does_so_again_and_whoever_speaks_first() -> None:
+    talk = blocked()
+    for number in range(3):
+        assert talk.server(b"hurry up", ACK | PSH, ack=131, seq=901 + number) is Action.DROP
+        (flow,) = talk.engine.table
+        assert (flow.client.ip, flow.server_port, flow.port) == (CLIENT, 80, LAN)
+        talk.engine.offload.account(flow.key, (4, 300), (9, 600), talk.now, ended=True)
+
+
+def test_a_syn_that_the_server_does_not_take_changes_nothing() -> None:
+    talk = blocked()
+    talk.client(flags=SYN, seq=5000)
+    talk.server(ack=131)
+    assert talk.client(REST, seq=131) is Action.DROP
+    talk.fall_silent()
+    assert talk.client(REST, seq=131) is Action.DROP
+
+
+def test_a_new_connection_on_the_same_ports_is_judged_by_itself() -> None:
+    talk = blocked()
+    talk.client(flags=SYN, seq=5000)
+    talk.server(flags=SYN | ACK, ack=5001)
+    assert talk.client(GOOD, seq=5001) is Action.PASS
+
+
+def test_a_new_policy_judges_anew_what_was_blocked() -> None:
+    talk = blocked()
+    renew(talk.engine, StubScripts())
+    assert talk.client(REST, seq=131) is Action.PASS
+    (flow,) = talk.engine.table
+    assert (flow.hostname, flow.score) == ("bad.example", 0)
+    talk = blocked()
+    renew(talk.engine, block_names("bad.example"), drop_score=0, block_statuses=MINING.bit)
+    assert talk.client(REST, seq=131) is Action.DROP
+
+
+def test_an_order_on_its_name_goes_on() -> None:
+    rig = Rig()
+    rig.order(Operator.BLOCK, "bad.example")
+    talk = blocked(rig)
+    assert talk.client(REST, seq=131) is Action.DROP
+    rig.order(Operator.UNBLOCK, "bad.example")
+    assert talk.client(REST, seq=131) is Action.PASS
+
+
+def test_who_was_blocked_before_it_said_a_word_is_forgotten() -> None:
+    """Its SYN went nowhere: there is no connection."""
+    rig = Rig()
+    rig.order(Operator.BLOCK, CLIENT)
+    talk = Connection(rig=rig)
+    assert talk.client(flags=SYN, seq=100) is Action.DROP
+    (flow,) = talk.engine.table
+    talk.engine.offload.account(flow.key, (1, 60), (0, 0), talk.now, ended=True)
+    assert not talk.engine._silent._blocked
+
+
+def test_the_blocked_do_not_push_out_the_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silent, "MAX_REMEMBERED", 1)
+    quiet = Connection(sport=50000)
+    quiet.open()
+    quiet.fall_silent()
+    talk = blocked(quiet.rig)
+    assert quiet.engine._silent._silent
+    assert talk.client(REST, seq=131) is Action.DROP
