@@ -11,9 +11,9 @@ from itertools import islice
 from typing import Final
 
 from nedge.core.events import FlowEnded, Sink, ignore
-from nedge.core.flow import EndReason, Flow, Handshake, Share
+from nedge.core.flow import SEVERAL, EndReason, Flow, Handshake, Share
 from nedge.core.hooks import Hook, NoScripts, ScriptRunner
-from nedge.core.hosts import Directory, HostBook
+from nedge.core.hosts import Directory, Host, HostBook
 from nedge.core.inspection import Inspector, NameLists
 from nedge.core.judge import Judge
 from nedge.core.limits import Counters, Limits
@@ -170,7 +170,7 @@ class Engine:
         flow = self.table.get(key)
         if flow is None or (
             (flags & SYN or flow.verdict.action or (flow.proto == UDP and not flow.answered))
-            and self._starts_anew(flow, packet, now)
+            and self._starts_anew(flow, packet, now, port)
         ):
             if (
                 flow is None
@@ -181,7 +181,11 @@ class Engine:
                 return _GOES_ON  # of a flow that is forgotten; who the client is, it does not tell
             start = self._silent.recall(key) if packet.proto == TCP and not self.table.full else None
             again = flow is not None or (start is not None and start.key == key)
-            if flags & _SYN_ACK == SYN:
+            if (
+                flags & _SYN_ACK == SYN
+                and start is not None
+                and not _forged_syn(packet, port, start.key, start.port, blocked=start.blocked is not None)
+            ):
                 start = None  # another connection, or what shall be taken for one
             flow = self._open(packet, now, port, start)
             if flow is None:
@@ -215,21 +219,34 @@ class Engine:
             if flags & _KINDS == ACK and not packet.payload_length and offload.remark is not None:
                 flow.bare_acks += 1
                 tells = False
-        elif packet.payload_length and flow.proto == TCP and (flow.looking or flow.unconfirmed is not None):
+        elif (
+            packet.payload_length
+            and flow.proto == TCP
+            and (flow.looking or flow.unconfirmed is not None or flow.isn == SEVERAL)
+        ):
             normal = normalizer.from_client(flow, packet)
             if normal is None:
                 flow.dropped_packets += 1
                 return self._without_flow(Action.DROP)
             packet = normal
+        if (
+            from_client
+            and flow.proto == TCP
+            and not (packet.payload_length or flags & SYN)
+            and normalizer.inline
+        ):
+            flow.bare_acks += 1  # however many there are: they tell nothing, and must not use up inspection
+            tells = False
         if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
-        if flow.looking and tells:
+        if flow.looking:
             if mac:
                 (flow.client if from_client else flow.server).mac = mac
-            try:
-                self.inspector.look(flow, packet, from_client, int(now * 1000))
-            except Exception:
-                self._inspection_failed(flow)
+            if tells:
+                try:
+                    self.inspector.look(flow, packet, from_client, int(now * 1000))
+                except Exception:
+                    self._inspection_failed(flow)
 
         action = flow.verdict.action
         if offload.remark is not None:
@@ -258,9 +275,11 @@ class Engine:
             self.counters.dropped_packets += 1
         return action
 
-    def _starts_anew(self, flow: Flow, packet: Packet, now: float) -> bool:
+    def _starts_anew(self, flow: Flow, packet: Packet, now: float, port: int) -> bool:
         """Whether the packet opens a new flow on a 5-tuple that has one; that one then ends."""
         if flow.proto == TCP:
+            if _forged_syn(packet, port, flow.key, flow.port, blocked=bool(flow.verdict.action)):
+                return False
             # A SYN of what the kernel took over comes up only if the kernel's connection is a new one, or it
             # has data. Whatever it is: which numbers count, its answer tells.
             other = packet.seq != flow.isn
@@ -293,32 +312,27 @@ class Engine:
         size = (len(key) - 7) >> 1
         client = self.hosts.acquire(key[3 : 3 + size], key[0] << 8 | key[1])
         server = self.hosts.acquire(key[3 + size : 3 + 2 * size], client.vlan)
-        flow = Flow(self._next_id, key, client, server, packet, now)
+        flow = self._new_flow(key, client, server, packet, now, port, start)
+        blocked = start.blocked if start is not None else None
+        if blocked is not None and not self._still_blocked(flow, blocked, now):
+            self._take_back_scores(flow)
+            blocked = None  # it goes on as one that nothing was made of
+            flow = self._new_flow(key, client, server, packet, now, port, start)
         self._next_id += 1
-        flow.epoch = self.epoch
-        flow.port = port
-        flow.blacklisted = client.blacklisted or server.blacklisted
-        flow.operator = self.verdicts.orders.word_on_flow(key)
-        blocked = None
-        if start is not None:
-            flow.resume(start.number, start.port, start.handshake)
-            blocked = start.blocked
+        self.table.add(flow)
+        self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))
+        self.counters.flows += 1
         if blocked is not None:
-            blocked.restore(flow)
-        elif packet.proto == TCP and (start.spoke if start is not None else not packet.flags & SYN):
+            self.inspector.let_go(flow)
+            return flow
+        if packet.proto == TCP and (start.spoke if start is not None else not packet.flags & SYN):
             self.counters.midstream += 1
-            if self.verdicts.policy.failures.get(Failure.MIDSTREAM):
+            if self.verdicts.policy.failures.get(Failure.MIDSTREAM, Action.PASS):
                 flow.failures = (Failure.MIDSTREAM,)
         elif packet.proto == UDP:
             flow.quic_id = connection_id(packet.payload_bytes())
         elif packet.proto in (ICMP, ICMPV6) and packet.flaw is None:
             flow.icmp = (packet.data[packet.l4], packet.data[packet.l4 + 1])
-        self.table.add(flow)
-        self.table.wake_at(flow, now + min(self.limits.detection_seconds, self.limits.idle_seconds))
-        self.counters.flows += 1
-        if blocked is not None:
-            self._go_on_blocking(flow, blocked, now)
-            return flow
         try:
             flow.dpi = self.inspector.classifier.open()
         except Exception:
@@ -328,14 +342,34 @@ class Engine:
             self.verdicts.judge(flow, now)
         return flow
 
-    def _go_on_blocking(self, flow: Flow, blocked: Blocked, now: float) -> None:
-        """Of a flow that goes on: by what the one before was blocked for, and under the policy of today."""
-        self.inspector.let_go(flow)
+    def _new_flow(
+        self,
+        key: bytes,
+        client: Host,
+        server: Host,
+        packet: Packet,
+        now: float,
+        port: int,
+        start: Start | None,
+    ) -> Flow:
+        flow = Flow(self._next_id, key, client, server, packet, now)
+        flow.epoch = self.epoch
+        flow.port = port
+        flow.blacklisted = client.blacklisted or server.blacklisted
+        flow.operator = self.verdicts.orders.word_on_flow(key)
+        if start is not None:
+            flow.resume(start.number, start.port, start.handshake)
+        return flow
+
+    def _still_blocked(self, flow: Flow, blocked: Blocked, now: float) -> bool:
+        """Whether a flow that goes on is blocked: by what is known of the one before, and today's policy."""
+        blocked.restore(flow)
         self.inspector.classify_anew(flow)
         if blocked.epoch == self.epoch:
             self.verdicts.judge(flow, now)
         else:
             self._judge_anew(flow, now)
+        return bool(flow.verdict.action)
 
     def _inspection_failed(self, flow: Flow) -> None:
         """No more of it for this flow; the policy for inspection errors has its say."""
@@ -453,6 +487,7 @@ class Engine:
 
     def _end(self, flow: Flow, now: float, reason: EndReason) -> None:
         followed = flow.looking or flow.unconfirmed is not None  # else it is not known how far the client is
+        blocked = bool(flow.verdict.action)  # what is found out by its end, its packets have not felt
         try:
             self.inspector.end(flow)
         except Exception:
@@ -460,17 +495,21 @@ class Engine:
         self.verdicts.run_hook(flow, _FLOW_END, now)
         self.table.remove(flow)
         # A FIN or RST may be one that the server does not take, and of what is blocked it gets none.
-        goes_on = flow.has_begun if flow.verdict.action else flow.share is _NONE and followed
+        goes_on = flow.has_begun if blocked else flow.share is _NONE and followed
         if goes_on and flow.proto == TCP and reason is not EndReason.REPLACED:
-            self._silent.remember(flow)
+            self._silent.remember(flow, blocked=blocked)
         self._sink(FlowEnded(flow, now, reason))
+        self._take_back_scores(flow)
+        self.hosts.release(flow.client, now)
+        self.hosts.release(flow.server, now)
+
+    def _take_back_scores(self, flow: Flow) -> None:
+        """What it added to its hosts' scores."""
         flow.release_scores()
         if flow.client_score:
             self.hosts.score_changed(flow.client)
         if flow.server_score:
             self.hosts.score_changed(flow.server)
-        self.hosts.release(flow.client, now)
-        self.hosts.release(flow.server, now)
 
     @property
     def late(self) -> bool:
@@ -483,3 +522,12 @@ class Engine:
         self.advance(now)
         for flow in self.table:
             self._end(flow, self.now, EndReason.SHUTDOWN)
+
+
+def _forged_syn(packet: Packet, port: int, key: bytes, client_port: int, *, blocked: bool) -> bool:
+    """Of a SYN from the server's end, on a connection with this key: whether it opens none.
+
+    The client may have sent it: it did if it came by the client's port. Of what is blocked, nothing may make
+    another one.
+    """
+    return packet.key != key and (blocked or (port != 0 and port == client_port))

@@ -118,6 +118,8 @@ class Normalizer:
         """Whether the kernel may have this share of a decided flow now: by what the server has told."""
         if flow.proto == UDP:
             return flow.answered or share is not _PASS or flow.packets > UNANSWERED
+        if flow.isn == SEVERAL and share is not _DROP:
+            return False
         unconfirmed = flow.unconfirmed
         if unconfirmed is None:
             return True
@@ -125,7 +127,8 @@ class Normalizer:
             return unconfirmed.kept <= ASK_BYTES and unconfirmed.span <= ASK_SPAN
         if share is not _DROP and not unconfirmed.settled():
             return False
-        flow.unconfirmed = None
+        if not (share is _DROP and flow.looking):  # else it may be judged anew
+            flow.unconfirmed = None
         return True
 
     def _rewrite(self, packet: Packet, payload: bytes) -> Packet | None:

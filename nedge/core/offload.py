@@ -30,6 +30,8 @@ _WATCH: Final = Share.WATCH
 _REJECT: Final = Action.REJECT
 _UNDETECTED: Final = Rule.UNDETECTED
 _NOT_SEEN: Final = Handshake.NONE
+_OF_ITS_OWN: Final = frozenset((Rule.STATUS, Rule.FLOW_SCORE, Rule.FAILURE))
+"""What a flow is blocked for itself. Others blame its hosts: what that ends may come up again."""
 _UPDATED: Final = Hook.PROTOCOL_UPDATED
 _L4_HEADERS: Final = {TCP: 32, UDP: 8, SCTP: 12}
 """Usual sizes; TCP with timestamps."""
@@ -76,7 +78,7 @@ class Offload:
     def hand_over(self, flow: Flow) -> Share:
         """The share to tell the kernel of, with the flow's latest packet."""
         share = self._share(flow)
-        if share is not _NONE and share is not _WATCH and flow.looking:
+        if flow.looking and (share is _PASS or (share is _DROP and flow.verdict.rule in _OF_ITS_OWN)):
             self._inspector.let_go(flow)
         if share is _NONE or not self._normalizer.allows(flow, share):
             self._ask(flow, share)

@@ -6,16 +6,19 @@ And what was blocked stays blocked: of such a connection the server waits for th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from nedge.core.facts import Facts
 from nedge.core.flow import UNSEEN, Flow, Handshake, StatusRecord
 from nedge.core.packet import reverse_key
 from nedge.core.verdict import Failure
 
-MAX_REMEMBERED = 1 << 16
-"""Of each kind, silent and blocked. Beyond, the oldest is forgotten: what comes of it then is picked up
-mid-stream."""
+MAX_SILENT, MAX_BLOCKED = 1 << 16, 1 << 14
+"""Beyond, the oldest of a kind is forgotten: what comes of it then is picked up mid-stream. A blocked one
+takes 1 to 3 KB."""
+_MAX_TEXT: Final = 512
+"""Characters kept of what a client says."""
 
 
 class Blocked(NamedTuple):
@@ -26,16 +29,20 @@ class Blocked(NamedTuple):
     word: int
     hostname: str
     facts: Facts
+    risks: int
     status_map: int
-    statuses: dict[int, StatusRecord] | None
+    statuses: dict[int, StatusRecord]
     score: int
+    alerted: tuple[int, int]
+    """Status and score of its alert."""
     failures: tuple[Failure, ...]
 
     def restore(self, flow: Flow) -> None:
         """The flow is known as the one before it was. Its hosts' scores are not its fault a second time."""
         flow.detected = True
-        flow.word, flow.hostname, flow.facts = self.word, self.hostname, self.facts
-        flow.status_map, flow.statuses, flow.score = self.status_map, self.statuses, self.score
+        flow.word, flow.hostname, flow.facts, flow.risks = self.word, self.hostname, self.facts, self.risks
+        flow.status_map, flow.statuses, flow.score = self.status_map, dict(self.statuses), self.score
+        flow.alerted_status, flow.alerted_score = self.alerted
         flow.failures = self.failures
 
 
@@ -61,31 +68,19 @@ class SilentConnections:
         self._silent: dict[bytes, Start] = {}
         self._blocked: dict[bytes, Start] = {}
 
-    def remember(self, flow: Flow) -> None:
+    def remember(self, flow: Flow, *, blocked: bool) -> None:
         """A TCP flow ends, and its connection may go on."""
         isn = number = flow.isn
-        blocked: Blocked | None = None
-        starts = self._silent
-        if flow.verdict.action:
-            starts = self._blocked
-            blocked = Blocked(
-                flow.epoch,
-                flow.word,
-                flow.hostname,
-                flow.facts,
-                flow.status_map,
-                flow.statuses,
-                flow.score,
-                flow.failures,
-            )
-        elif isn == UNSEEN:
+        if isn == UNSEEN and not blocked:
             return
         if isn >= 0 and flow.unconfirmed is not None:
             number = flow.unconfirmed.latest
-        spoke = number != isn
+        why = _what_blocked(flow) if blocked else None
+        start = Start(flow.key, number, number != isn, flow.port, flow.handshake, why)
+        starts, most = (self._blocked, MAX_BLOCKED) if blocked else (self._silent, MAX_SILENT)
         starts.pop(flow.key, None)
-        starts[flow.key] = Start(flow.key, number, spoke, flow.port, flow.handshake, blocked)
-        if len(starts) > MAX_REMEMBERED:
+        starts[flow.key] = start
+        if len(starts) > most:
             del starts[next(iter(starts))]
 
     def recall(self, key: bytes) -> Start | None:
@@ -98,3 +93,22 @@ class SilentConnections:
             if start is not None:
                 return start
         return None
+
+
+def _what_blocked(flow: Flow) -> Blocked:
+    facts = flow.facts
+    if len(facts.http_url) > _MAX_TEXT or len(facts.http_user_agent) > _MAX_TEXT:
+        url, agent = facts.http_url[:_MAX_TEXT], facts.http_user_agent[:_MAX_TEXT]
+        facts = replace(facts, http_url=url, http_user_agent=agent)
+    return Blocked(
+        flow.epoch,
+        flow.word,
+        flow.hostname[:_MAX_TEXT],
+        facts,
+        flow.risks,
+        flow.status_map,
+        {key: record._replace(info=None) for key, record in (flow.statuses or {}).items()},
+        flow.score,
+        (flow.alerted_status, flow.alerted_score),
+        flow.failures,
+    )

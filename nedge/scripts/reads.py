@@ -13,7 +13,7 @@ MAY_CHANGE = frozenset(("getScore", "getStatus", "isPassVerdict"))
 
 
 def _reads() -> dict[str, str]:
-    module = ast.parse(Path(__file__).with_name("api.py").read_text())
+    module = ast.parse(Path(__file__).with_name("api.py").read_bytes())
     (flow,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Flow")
     return {
         node.name: ast.unparse(node.returns)

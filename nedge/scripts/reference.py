@@ -8,7 +8,6 @@ writes it anew between its two marks. Without a file it is printed.
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -53,8 +52,14 @@ def reference() -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _source(module: ModuleType) -> str:
+    """Of a compiled module, too."""
+    assert module.__file__
+    return Path(module.__file__).with_name(module.__name__.rpartition(".")[2] + ".py").read_text("utf-8")
+
+
 def _tree(module: ModuleType) -> ast.Module:
-    return ast.parse(inspect.getsource(module))
+    return ast.parse(_source(module))
 
 
 def _node(module: ModuleType, name: str) -> ast.ClassDef | ast.FunctionDef:
@@ -66,7 +71,7 @@ def _node(module: ModuleType, name: str) -> ast.ClassDef | ast.FunctionDef:
 
 def _functions(module: ModuleType, name: str) -> list[str]:
     """The public methods of a class, under the headings that its comments make."""
-    lines = inspect.getsource(module).splitlines()
+    lines = _source(module).splitlines()
     node = _node(module, name)
     assert isinstance(node, ast.ClassDef)
     parts: list[str] = []

@@ -236,13 +236,25 @@ KERNEL_FORGETS = 16
 """Seconds after which the kernel has forgotten a connection that was reset, and told the gateway."""
 
 
-@FAMILIES
+WAIT = Segment(1, b"", "wait")
+MANY = 45
+"""More segments than inspection takes."""
+BETWEEN: dict[str, list[Segment]] = {
+    "nothing": [],
+    "a SYN and empty segments": [Segment(90_000, b"", "syn"), WAIT, *[Segment(-50, b"", "fin")] * MANY, WAIT],
+    "a SYN in the server's name": [Segment(5000, b"", "reverse syn"), WAIT],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "between"), [("v6", "nothing"), *(("v4", between) for between in BETWEEN)]
+)
 def test_a_blocked_connection_stays_blocked_after_a_reset_for_the_kernel_alone(
-    firewall: Firewall, family: str
+    firewall: Firewall, family: str, between: str
 ) -> None:
     """The reset is dropped as all else is, so the server still waits for the rest of the hello."""
     firewall.use(PORTS + EVENTS + NAMES)
-    name = f"reset-{family}.{BLOCKED}"
+    name = f"reset-{list(BETWEEN).index(between)}-{family}.{BLOCKED}"
     hello = traffic.client_hello(name)
     cut = hello.index(BLOCKED.encode()) + 3
     rest = Segment(cut, hello[cut:])
@@ -254,13 +266,37 @@ def test_a_blocked_connection_stays_blocked_after_a_reset_for_the_kernel_alone(
         443,
         [
             Segment(0, hello[:cut]),
-            Segment(1, b"", "wait"),  # the kernel takes a reset with the number that was acknowledged last
+            WAIT,  # the kernel takes a reset with the number that was acknowledged last
             rest,
             Segment(cut, b"", "rst"),
             Segment(KERNEL_FORGETS, b"", "wait"),
+            *BETWEEN[between],
             rest,
+            WAIT,
             rest,
         ],
+        answered=False,
+    )
+    assert outcome.answered == [False], outcome.error
+    assert not firewall.servers.received(proto="tls", host=name)
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", ["empty", "before the start"])
+def test_segments_that_say_nothing_do_not_end_inspection(firewall: Firewall, family: str, kind: str) -> None:
+    firewall.use(PORTS + EVENTS + NAMES)
+    name = f"nothing-{kind[0]}-{family}.{BLOCKED}"
+    said = [Segment(-50, b"", "fin")] * MANY
+    if kind == "before the start":
+        said = [*[Segment(-50, b"x")] * MANY, said[0]]
+    hello = Segment(0, traffic.client_hello(name))
+    outcome = traffic.run_raw(
+        firewall.lab.client,
+        firewall.lab.server,
+        {"v4": "10.99.0.77", "v6": "fd99::77"}[family],
+        firewall.address(family),
+        443,
+        [*said, WAIT, hello, hello],
         answered=False,
     )
     assert outcome.answered == [False], outcome.error

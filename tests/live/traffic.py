@@ -204,10 +204,13 @@ class Segment(NamedTuple):
     at: int
     """Where in the stream its data belong; 0: right behind the SYN."""
     data: bytes
-    kind: Literal["plain", "md5", "checksum", "no ack", "urgent", "syn", "md5 syn", "rst", "wait"] = "plain"
+    kind: Literal[
+        "plain", "md5", "checksum", "no ack", "urgent", "syn", "md5 syn", "rst", "fin", "reverse syn", "wait"
+    ] = "plain"
     """What is odd about it. A server takes none with an MD5 signature (RFC 2385) that it did not ask for, nor
     with a wrong checksum or without an ACK. Of urgent data, the last byte is not among what it reads. A SYN
-    has the number before `at`. To wait is no segment: for `at` seconds."""
+    has the number before `at`; a reverse one is sent in the server's name. To wait is no segment: for `at`
+    seconds."""
 
 
 def reversed_segments(parts: Sequence[bytes]) -> list[Segment]:
@@ -257,7 +260,7 @@ def run_raw(
     return _outcome(json.loads(done.stdout))
 
 
-_FIN_RST, _SYN, _RST, _PSH, _ACK, _URG = 0x05, 0x02, 0x04, 0x08, 0x10, 0x20
+_FIN, _SYN, _RST, _PSH, _ACK, _URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 _MD5_OPTION = bytes((19, 18)) + bytes(16) + b"\1\1"
 
 
@@ -307,6 +310,12 @@ class RawClient:
                 self._send(_PSH, at, segment.data)
             case "rst":
                 self._send(_RST | _ACK, at)
+            case "fin":
+                self._send(_FIN | _ACK, at)
+            case "reverse syn":
+                self._turn_round()
+                self._send(_SYN, at)
+                self._turn_round()
             case "wait":
                 time.sleep(segment.at)
             case "urgent":
@@ -316,12 +325,16 @@ class RawClient:
             case "md5 syn":
                 self._send(_SYN, at - 1, segment.data, options=_MD5_OPTION)
 
+    def _turn_round(self) -> None:
+        self._ends.reverse()
+        self.port, self._target_port = self._target_port, self.port
+
     def answer(self, seconds: float) -> bytes:
         """The first payload that comes within the time, or nothing."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             flags, _, payload = self._receive(left)
-            if payload or flags & _FIN_RST:
+            if payload or flags & (_FIN | _RST):
                 return payload
         return b""
 

@@ -10,7 +10,8 @@ from test_shares import renew
 from nedge.core import silent
 from nedge.core.events import VerdictChanged
 from nedge.core.flow import Handshake, Share
-from nedge.core.verdict import Action, Operator, Rule
+from nedge.core.hooks import Hook, HookCall
+from nedge.core.verdict import Action, Operator, Policy, Rule
 
 BAD = b"GET / HTTP/1.1\r\nHost: bad.example\r\n\r\n"
 GOOD = b"GET / HTTP/1.1\r\nHost: fine.example\r\n\r\n"
@@ -201,7 +202,7 @@ def test_without_a_kernel_what_is_not_followed_is_not_remembered() -> None:
 
 
 def test_of_very_many_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silent, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(silent, "MAX_SILENT", 2)
     first = Connection()
     talks = [first, *(Connection(sport, first.rig) for sport in (40001, 40002))]
     for talk in talks:
@@ -277,7 +278,7 @@ def test_a_new_policy_judges_anew_what_was_blocked() -> None:
     renew(talk.engine, StubScripts())
     assert talk.client(REST, seq=131) is Action.PASS
     (flow,) = talk.engine.table
-    assert (flow.hostname, flow.score) == ("bad.example", 0)
+    assert (flow.hostname, flow.score, flow.looking) == ("", 0, True)
     talk = blocked()
     renew(talk.engine, block_names("bad.example"), drop_score=0, block_statuses=MINING.bit)
     assert talk.client(REST, seq=131) is Action.DROP
@@ -304,10 +305,120 @@ def test_who_was_blocked_before_it_said_a_word_is_forgotten() -> None:
 
 
 def test_the_blocked_do_not_push_out_the_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silent, "MAX_REMEMBERED", 1)
+    monkeypatch.setattr(silent, "MAX_SILENT", 1)
     quiet = Connection(sport=50000)
     quiet.open()
     quiet.fall_silent()
     talk = blocked(quiet.rig)
     assert quiet.engine._silent._silent
     assert talk.client(REST, seq=131) is Action.DROP
+
+
+@pytest.mark.parametrize("flags", [ACK, FIN | ACK, RST, ACK | PSH])
+def test_a_syn_and_then_very_many_empty_segments_change_nothing(flags: int) -> None:
+    talk = blocked()
+    talk.client(flags=SYN, seq=5000)
+    talk.server(ack=131)
+    for _ in range(60):
+        talk.client(flags=flags, seq=131)
+        assert talk.engine.share is Share.NONE
+    assert talk.client(REST, seq=131) is Action.DROP
+
+
+def test_a_syn_and_a_server_that_sends_again_change_nothing() -> None:
+    talk = blocked()
+    talk.client(flags=SYN, seq=5000)
+    for _ in range(60):
+        talk.server(b"what it has said before", ACK | PSH, ack=131)
+        assert talk.engine.share is Share.NONE
+    assert talk.client(REST, seq=131) is Action.DROP
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_syn_in_the_servers_name_changes_nothing(known: bool) -> None:
+    talk = blocked()
+    if known:
+        assert talk.client(REST, seq=131) is Action.DROP
+    forged = tcp(sport=80, dport=talk.sport, seq=7777, flags=SYN)
+    for port in (LAN, WAN, 0):
+        assert talk.engine.packet(ip4(6, forged, SERVER, CLIENT), talk.now, port=port) is Action.DROP
+        assert talk.client(REST, seq=131) is Action.DROP
+
+
+def test_a_silent_clients_syn_in_the_servers_name_turns_nobody_round() -> None:
+    talk = Connection()
+    talk.open()
+    talk.client(BAD[:30])
+    talk.server(ack=131)
+    talk.fall_silent()
+    forged = tcp(sport=80, dport=talk.sport, seq=7777, flags=SYN)
+    talk.engine.packet(ip4(6, forged, SERVER, CLIENT), talk.now, port=LAN)
+    (flow,) = talk.engine.table
+    assert flow.client.ip == CLIENT
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize("why", ["order", "quarantine"])
+def test_who_was_blocked_for_a_while_is_inspected_after_it(why: str, forgotten: bool) -> None:
+    rig = Rig(scripts=block_names("bad.example"), policy=Policy(drop_score=50, host_drop_score=100))
+    talk = Connection(rig=rig)
+    talk.open()
+    if why == "order":
+        rig.order(Operator.BLOCK, CLIENT)
+    else:
+        other = Connection(41000, rig)
+        other.open()
+        assert other.client(BAD) is Action.DROP
+        *_, flow = other.engine.table
+        other.engine.offload.account(flow.key, (2, 99), (1, 60), T0, ended=True)
+    assert talk.client(b"GE") is Action.DROP
+    assert talk.engine.share is Share.DROP
+    (flow,) = talk.engine.table
+    if forgotten:
+        talk.engine.offload.account(flow.key, (4, 300), (1, 60), talk.now, ended=True)
+    if why == "order":
+        list(talk.engine.forget(rig.orders, talk.now))
+    else:
+        talk.now += 3600
+        talk.engine.advance(talk.now) if forgotten else list(talk.engine.release(CLIENT, talk.now))
+    assert talk.client(BAD) is Action.DROP
+    assert talk.engine.share is Share.DROP
+    assert {flow.hostname for flow in talk.engine.table} == {"bad.example"}
+
+
+def test_what_a_script_finds_at_the_end_has_blocked_nothing() -> None:
+    def script(call: HookCall) -> None:
+        if call.hook is Hook.FLOW_END:
+            call.trigger(MINING, None, 100, 0, 0, "test")
+
+    talk = Connection(rig=Rig(scripts=StubScripts(script=script)))
+    talk.open()
+    assert talk.client(GOOD) is Action.PASS
+    (flow,) = talk.engine.table
+    talk.engine.offload.account(flow.key, (9, 900), (9, 900), talk.now, ended=True)
+    assert talk.client(GOOD, seq=101 + len(GOOD)) is Action.PASS
+
+
+def test_little_is_kept_of_what_a_client_says() -> None:
+    talk = Connection()
+    talk.open()
+    request = b"GET /%b HTTP/1.1\r\nHost: bad.example\r\nUser-Agent: %b\r\n\r\n" % (b"u" * 2000, b"a" * 2000)
+    assert talk.client(request[:1400]) is Action.PASS
+    assert talk.client(request[1400:2800], seq=1501) is Action.PASS
+    assert talk.client(request[2800:], seq=2901) is Action.DROP
+    (flow,) = talk.engine.table
+    talk.engine.offload.account(flow.key, (9, 900), (9, 900), talk.now, ended=True)
+    ((why,),) = ([start.blocked] for start in talk.engine._silent._blocked.values())
+    assert why is not None
+    assert len(why.facts.http_url) == len(why.facts.http_user_agent) == 512
+
+
+def test_empty_segments_do_not_use_up_inspection() -> None:
+    """Also of a connection that nothing has happened to."""
+    talk = Connection()
+    talk.open()
+    for number in range(100):
+        talk.client(flags=(ACK, FIN | ACK, RST, PSH)[number % 4], seq=60)
+        talk.client(b"x", seq=60)  # before the start: it goes on as an empty one
+        assert talk.engine.share is Share.NONE
+    assert talk.client(BAD) is Action.DROP
