@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from nedge.core.facts import UNKNOWN, Classification, DpiFlow, Facts
+from nedge.core.hello import Hello
 from nedge.core.hosts import Host
 from nedge.core.packet import ACK, FIN, HEAD_LENGTH, PSH, RST, SYN, TCP, Packet, reverse_key
 from nedge.core.status import (
@@ -108,7 +109,6 @@ class Flow:
         "alerted_status",
         "allowed",
         "answered",
-        "bare_acks",
         "blacklisted",
         "bytes_rcvd",
         "bytes_sent",
@@ -133,6 +133,7 @@ class Flow:
         "goodput_rcvd",
         "goodput_sent",
         "handshake",
+        "hello",
         "hostname",
         "icmp",
         "id",
@@ -157,6 +158,7 @@ class Flow:
         "server",
         "server_score",
         "share",
+        "skipped",
         "status_map",
         "statuses",
         "stream",
@@ -189,8 +191,8 @@ class Flow:
         self.server = server
         self.first_seen = self.last_seen = now
         self.packets_sent = self.packets_rcvd = 0
-        self.bare_acks = 0
-        """Of these, packets that only said what the server has, and were not looked into."""
+        self.skipped = 0
+        """Of these, packets not looked into by themselves: empty ones, copies, and pieces of a hello."""
         self.bytes_sent = self.bytes_rcvd = 0
         """IP lengths."""
         self.goodput_sent = self.goodput_rcvd = 0
@@ -223,6 +225,8 @@ class Flow:
 
         self.dpi = dpi
         """Inspection state; None once inspection is over."""
+        self.hello: Hello | None = None
+        """Of a TLS client, while more of it is to come."""
         self.watch: Watch | None = None
         """Finds each further name in flows that ask for many (DNS, plain HTTP)."""
         self.looking = True

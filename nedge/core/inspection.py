@@ -13,6 +13,7 @@ from typing import Final
 
 from nedge.core.facts import DETECTED, Classification, Classifier, Facts
 from nedge.core.flow import Flow
+from nedge.core.hello import Hello, starts_hello
 from nedge.core.hooks import Hook
 from nedge.core.lists import DomainSet
 from nedge.core.packet import SYN, TCP, UDP, Packet, ahead
@@ -129,6 +130,8 @@ class Inspector:
             taken = _from_start(flow, packet)
         # What was there before may come again with other contents, once it is confirmed.
         stale = stream is not None and from_client and taken is not None and stream.has(taken)
+        if stale:
+            flow.skipped += 1
         for segment in (
             () if taken is None else (taken,) if stream is None else stream.order(taken, from_client)
         ):
@@ -142,10 +145,8 @@ class Inspector:
                     flow.tls_chosen = _server_hello_version(segment)
             dpi = flow.dpi
             if dpi is not None and not (stale and segment is taken):
-                data = segment.data
-                if len(data) < segment.ip_length:  # cut short: nDPI wants lengths that hold
-                    data = carrying(segment, segment.payload_bytes())
-                word = dpi.feed(data, time_ms)
+                data = _to_feed(flow, segment, from_client)
+                word = dpi.feed(data, time_ms) if data else flow.word
                 if word != flow.word and word & DETECTED:
                     self._classify(flow, word)
                     self._follow_watch(flow, segment)
@@ -162,13 +163,13 @@ class Inspector:
                 self.on_news(flow, _DETECTED)
             dpi = flow.dpi
             if dpi is not None and flow.detected:
-                over = flow.packets - flow.bare_acks > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
+                over = flow.packets - flow.skipped > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
                 enough = from_client and not self.http_answers and _has_asked(flow)
                 if over or (classified and (enough or not dpi.more_possible())):
                     told = new or flow.requests != requests  # the hooks have just seen all there is
                     if self._finish(flow) and not told:
                         self.on_news(flow, _UPDATED)
-        if not flow.detected and flow.packets - flow.bare_acks >= self.detection_packets:
+        if not flow.detected and flow.packets - flow.skipped >= self.detection_packets:
             self.stop_waiting(flow)
             self.on_news(flow, _DETECTED)
 
@@ -282,7 +283,7 @@ class Inspector:
     def _settle(self, flow: Flow) -> None:
         """Let go of what is no longer needed."""
         if flow.dpi is None and flow.watch is None:
-            flow.looking = False
+            flow.looking, flow.hello = False, None
             if flow.stream is not None:
                 flow.disorder, flow.stream = flow.stream.disorder, None
             if not self.keep_match_payload:
@@ -336,6 +337,8 @@ class Inspector:
     def _expect_requests(self, flow: Flow, packet: Packet) -> None:
         """Watch from a client's first bytes on: a request may be split before nDPI can name the protocol."""
         start = (flow.isn + 1) & 0xFFFFFFFF if flow.isn >= 0 else -1
+        if starts_hello(packet.payload_bytes()):
+            flow.hello = Hello(start)
         if flow.key[-2:] == _DNS_PORT:
             flow.watch = DnsWatch(start)
         elif self.watch_http and REQUEST_START.match(packet.payload_bytes()):
@@ -402,6 +405,22 @@ class Inspector:
             flow.stream = Stream()
         flow.word = word
         self._set_classification(flow, self.classifier.describe(word))
+
+
+def _to_feed(flow: Flow, segment: Packet, from_client: bool) -> bytes:
+    """The packet that nDPI shall see: empty while a hello is not whole."""
+    hello = flow.hello
+    if hello is not None and from_client and segment.payload_length:
+        whole = hello.take(segment)
+        if not whole:
+            flow.skipped += 1
+            return b""
+        flow.hello = None
+        return carrying(segment, whole)
+    data = segment.data
+    if len(data) < segment.ip_length:  # cut short: nDPI wants lengths that hold
+        data = carrying(segment, segment.payload_bytes())
+    return data
 
 
 def _has_asked(flow: Flow) -> bool:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from nedge.core.packet import SYN, TCP, Packet, ahead
+from nedge.core.cursor import Cursor
+from nedge.core.packet import TCP, Packet, ahead
 from nedge.core.secrets import without_secrets
 
 MAX_HEAD: Final = 64 * 1024
 """An HTTP request head, or a DNS message, that is longer is not waited for."""
-
-_MASK: Final = 0xFFFFFFFF
 
 
 class Request:
@@ -41,50 +40,6 @@ class Request:
         self.method = method
         self.user_agent = user_agent
         self.query_type = query_type
-
-
-class _Cursor:
-    """Gives the bytes of TCP segments once each, and says where some are missing.
-
-    A segment far ahead may be a deceit that the server throws away, so what should have come in its place is
-    still taken when it comes.
-    """
-
-    __slots__ = ("_end", "_hole", "top")
-
-    def __init__(self, start: int = -1) -> None:
-        """`start`: number of the first byte; -1: that which comes first."""
-        self._end = start  # of the bytes given last
-        self.top = start  # of all bytes given
-        self._hole = -1  # where the lowest hole starts
-
-    def take(self, packet: Packet) -> tuple[bytes, int, int]:
-        """New bytes, how many are missing before them, and how many behind them (not captured)."""
-        length = packet.payload_length
-        if not length:  # proves nothing of where the stream is
-            return b"", 0, 0
-        payload = packet.payload_bytes()
-        start = (packet.seq + 1) & _MASK if packet.flags & SYN else packet.seq
-        end = (start + length) & _MASK
-        if self._end < 0:
-            self.top = end
-        else:
-            gap = ahead(start, self.top)
-            if gap >= 0:
-                if gap and self._hole < 0:
-                    self._hole = self.top
-                self.top = end
-            elif self._hole >= 0 and ahead(start, self._hole) >= 0:
-                self._hole = end
-            else:  # bytes already seen, and perhaps new ones behind them
-                seen = -gap
-                if seen >= length:
-                    return b"", 0, 0
-                payload, start, length = payload[seen:], self.top, length - seen
-                self.top = end
-        missing = (start - self._end) & _MASK if self._end >= 0 else 0
-        self._end = end
-        return payload, missing, max(0, length - len(payload))
 
 
 # HTTP
@@ -114,7 +69,7 @@ class HttpWatch:
 
     def __init__(self, start: int = -1) -> None:
         """`start`: number of the client's first byte, if known."""
-        self._cursor = _Cursor(start)
+        self._cursor = Cursor(start)
         self._buffer = b""
         self._skip = 0  # body bytes still to come
         self._chunked = False  # between chunks of a body
@@ -343,7 +298,7 @@ class DnsWatch:
         """`start`: number of the client's first byte over TCP, if known."""
         self.reply_code = 0
         """RCODE of the latest answer, over UDP."""
-        self._cursor = _Cursor(start)
+        self._cursor = Cursor(start)
         self._buffer = b""
 
     def feed(self, packet: Packet) -> list[Request]:

@@ -150,11 +150,20 @@ def hello_shapes(name: str, shape: str) -> list[bytes]:
             return traffic.pieces(traffic.client_hello(name), 90)
         case "tiny pieces":
             return traffic.pieces(traffic.client_hello(name), 20)
+        case "single bytes":
+            return traffic.pieces(traffic.client_hello(name), 1)
+        case "small records":
+            hello = traffic.client_hello(name)
+            records = (hello[:3] + len(part).to_bytes(2) + part for part in traffic.pieces(hello[5:], 50))
+            return [b"".join(records)]
     raise ValueError(shape)
 
 
 @FAMILIES
-@pytest.mark.parametrize("shape", ["split in the name", "post-quantum", "small pieces", "tiny pieces"])
+@pytest.mark.parametrize(
+    "shape",
+    ["split in the name", "post-quantum", "small pieces", "tiny pieces", "single bytes", "small records"],
+)
 def test_client_hello_in_several_segments(firewall: Firewall, family: str, shape: str) -> None:
     """The server gets no complete ClientHello, so it cannot answer. What came before the name may arrive."""
     firewall.use(PORTS + EVENTS + NAMES)
