@@ -217,7 +217,6 @@ class Engine:
         if not from_client:
             normalizer.from_server(flow, packet, port)
             if flags & _KINDS == ACK and not packet.payload_length and offload.remark is not None:
-                flow.skipped += 1
                 tells = False
         elif (
             packet.payload_length
@@ -235,8 +234,7 @@ class Engine:
             and not (packet.payload_length or flags & SYN)
             and normalizer.inline
         ):
-            flow.skipped += 1  # however many there are: they tell nothing, and must not use up inspection
-            tells = False
+            tells = False  # however many there are: they must not use up inspection
         if flags & _FIN_RST and flow.timer > now + self.limits.closed_seconds:
             self.table.wake_at(flow, now + self.limits.closed_seconds)
         if flow.looking:

@@ -137,6 +137,7 @@ class Flow:
         "hostname",
         "icmp",
         "id",
+        "inspected",
         "isn",
         "key",
         "last_seen",
@@ -158,7 +159,6 @@ class Flow:
         "server",
         "server_score",
         "share",
-        "skipped",
         "status_map",
         "statuses",
         "stream",
@@ -191,8 +191,8 @@ class Flow:
         self.server = server
         self.first_seen = self.last_seen = now
         self.packets_sent = self.packets_rcvd = 0
-        self.skipped = 0
-        """Of these, packets not looked into by themselves: empty ones, copies, and pieces of a hello."""
+        self.inspected = 0
+        """Of these, packets that inspection was given: none that is empty, a copy, or waits for others."""
         self.bytes_sent = self.bytes_rcvd = 0
         """IP lengths."""
         self.goodput_sent = self.goodput_rcvd = 0

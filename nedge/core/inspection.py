@@ -18,7 +18,7 @@ from nedge.core.hooks import Hook
 from nedge.core.lists import DomainSet
 from nedge.core.packet import SYN, TCP, UDP, Packet, ahead
 from nedge.core.rewrite import carrying, without_first
-from nedge.core.stream import Stream
+from nedge.core.stream import MAX_HELD, Stream
 from nedge.core.verdict import Failure
 from nedge.core.watch import REQUEST_START, DnsWatch, HttpWatch, Request
 
@@ -119,6 +119,8 @@ class Inspector:
         self.watch_http = watch_http
         self.http_answers = http_answers
         self.keep_match_payload = keep_match_payload
+        self.max_held = MAX_HELD
+        """Segments that wait for a gap to fill."""
         self._traits: dict[int, _Traits] = {}
         """By classification word."""
 
@@ -130,10 +132,12 @@ class Inspector:
             taken = _from_start(flow, packet)
         # What was there before may come again with other contents, once it is confirmed.
         stale = stream is not None and from_client and taken is not None and stream.has(taken)
-        if stale:
-            flow.skipped += 1
         for segment in (
-            () if taken is None else (taken,) if stream is None else stream.order(taken, from_client)
+            ()
+            if taken is None
+            else (taken,)
+            if stream is None
+            else stream.order(taken, from_client, self.max_held)
         ):
             new, requests = not flow.detected, flow.requests
             if segment.payload_length and stream is not None:
@@ -146,7 +150,10 @@ class Inspector:
             dpi = flow.dpi
             if dpi is not None and not (stale and segment is taken):
                 data = _to_feed(flow, segment, from_client)
-                word = dpi.feed(data, time_ms) if data else flow.word
+                word = flow.word
+                if data:
+                    flow.inspected += 1
+                    word = dpi.feed(data, time_ms)
                 if word != flow.word and word & DETECTED:
                     self._classify(flow, word)
                     self._follow_watch(flow, segment)
@@ -163,13 +170,13 @@ class Inspector:
                 self.on_news(flow, _DETECTED)
             dpi = flow.dpi
             if dpi is not None and flow.detected:
-                over = flow.packets - flow.skipped > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
+                over = flow.inspected > MAX_INSPECTED.get(flow.proto, MAX_INSPECTED[UDP])
                 enough = from_client and not self.http_answers and _has_asked(flow)
                 if over or (classified and (enough or not dpi.more_possible())):
                     told = new or flow.requests != requests  # the hooks have just seen all there is
                     if self._finish(flow) and not told:
                         self.on_news(flow, _UPDATED)
-        if not flow.detected and flow.packets - flow.skipped >= self.detection_packets:
+        if not flow.detected and flow.inspected >= self.detection_packets:
             self.stop_waiting(flow)
             self.on_news(flow, _DETECTED)
 
@@ -413,7 +420,6 @@ def _to_feed(flow: Flow, segment: Packet, from_client: bool) -> bytes:
     if hello is not None and from_client and segment.payload_length:
         whole = hello.take(segment)
         if not whole:
-            flow.skipped += 1
             return b""
         flow.hello = None
         return carrying(segment, whole)

@@ -1,7 +1,8 @@
 """Both directions of a TCP stream, put in order.
 
 nDPI misses the server name when segments come to it out of order, so segments that are ahead wait here for
-the gap to fill. Only a few are held: a gap that stays (a capture with holes) is given up, not waited for.
+the gap to fill. In a capture, which may have holes, only a few are held: a gap that stays is given up. Where
+packets pass by, the receiver waits for what is missing, and so do we.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from nedge.core.packet import SYN, Packet, ahead
 from nedge.core.rewrite import without_first
 
 MAX_HELD: Final = 16
-"""Segments of one direction that wait for a gap to fill; one more gives the gap up."""
+MAX_HELD_INLINE: Final = 1024
+"""Segments of one direction that wait for a gap to fill; one more gives the gap up. Of a client's there are
+hardly so many that its server has not confirmed: see `unconfirmed`."""
 
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
@@ -42,7 +45,7 @@ class Stream:
         length = packet.payload_length
         return length > 0 and self._next[1] >= 0 and ahead(packet.seq + length, self._next[1]) <= 0
 
-    def order(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
+    def order(self, packet: Packet, from_client: bool, max_held: int = MAX_HELD) -> tuple[Packet, ...]:
         """Take a segment; give the segments that are now next, in order (it, others too, or none).
 
         Segments without payload and retransmissions go straight through; what is new at the end of one comes
@@ -58,7 +61,7 @@ class Stream:
         gap = ahead(packet.seq, expected)
         if gap > 0:
             self._early = _one_more(self._early, from_client)
-            return self._hold(packet, from_client)
+            return self._hold(packet, from_client, max_held)
         # Next, or a retransmission, perhaps with new bytes at its end.
         if gap:
             self._late = _one_more(self._late, from_client)
@@ -76,12 +79,15 @@ class Stream:
         """What came again or too early so far."""
         return Disorder((self._late[0], self._early[0]), (self._late[1], self._early[1]))
 
-    def _hold(self, packet: Packet, from_client: bool) -> tuple[Packet, ...]:
+    def _hold(self, packet: Packet, from_client: bool, max_held: int) -> tuple[Packet, ...]:
         if self._held is None:
             self._held = ([], [])
         held = self._held[from_client]
+        for other in held:
+            if other.seq == packet.seq and other.payload_length >= packet.payload_length:
+                return ()  # it came before
         held.append(packet)
-        return self._give_up(from_client) if len(held) > MAX_HELD else ()
+        return self._give_up(from_client) if len(held) > max_held else ()
 
     def _release(self, from_client: bool) -> tuple[Packet, ...]:
         """Held segments that have become next."""

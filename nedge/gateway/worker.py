@@ -23,6 +23,7 @@ from nedge.core.hosts import Host
 from nedge.core.marks import Marks
 from nedge.core.orders import Order
 from nedge.core.packet import ICMP, ICMPV6
+from nedge.core.stream import MAX_HELD_INLINE
 from nedge.gateway.accounting import Accounting
 from nedge.gateway.answers import Answers, Means
 from nedge.gateway.latency import Latency
@@ -83,7 +84,9 @@ class Worker:
         self._rejector = rejector
         self.engine = engine
         engine.slice = SLICE
-        engine.normalizer.inline = mode == "inline"
+        if mode == "inline":
+            engine.normalizer.inline = True
+            engine.inspector.max_held = MAX_HELD_INLINE
         self.mode = mode
         self._offset = _clock_offset()
         self._marks = marks

@@ -202,7 +202,7 @@ def test_client_hello_in_several_segments(firewall: Firewall, family: str, shape
 
 
 @FAMILIES
-@pytest.mark.parametrize("shape", ["split in the name", "post-quantum", "small pieces"])
+@pytest.mark.parametrize("shape", ["split in the name", "post-quantum", "small pieces", "tiny pieces"])
 def test_client_hello_in_reverse_order(firewall: Firewall, family: str, shape: str) -> None:
     firewall.use(PORTS + EVENTS + NAMES)
     source = {"v4": "10.99.0.77", "v6": "fd99::77"}[family]

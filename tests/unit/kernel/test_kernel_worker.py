@@ -53,6 +53,7 @@ class Engine:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.normalizer = Normalizer(Counters())
+        self.inspector = SimpleNamespace(max_held=0)
         self.fails = False
 
     def packet(self, data: bytes, now: float, vlan: int, mac: bytes, /, *, tracked: bool, port: int) -> int:
