@@ -52,6 +52,7 @@ class Engine:
     seen, captured, length, macs, ticks = 0, 0, 0, set(), 0
     hosts = Hosts()
     normalizer = Normalizer(Counters())
+    inspector = SimpleNamespace(max_held=0)
 
     def figures(self):
         return {}
