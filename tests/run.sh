@@ -45,7 +45,7 @@ wait "$wheel"
 cp -R tests policies deploy pyproject.toml README.md "$work"
 cd "$work"
 export PYTHONPATH="$work/site"
-# What decides, compiled: there some things mean something else than in Python, such as the truth of a None.
+# What decides, compiled: there some things mean something else than in Python, such as whether an optional enumeration is true.
 "$bin/python" -m pytest -n auto tests/unit/core tests/unit/scripts/test_verdict_rules.py
 # Side by side, two for each core: each has a lab of its own, and waits most of the time. Then what has to be alone.
 "$bin/python" -m pytest -n $(($(nproc) * 2)) --dist worksteal -m "not alone" tests/live

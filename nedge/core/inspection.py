@@ -132,13 +132,10 @@ class Inspector:
             taken = _from_start(flow, packet)
         # What was there before may come again with other contents, once it is confirmed.
         stale = stream is not None and from_client and taken is not None and stream.has(taken)
-        for segment in (
-            ()
-            if taken is None
-            else (taken,)
-            if stream is None
-            else stream.order(taken, from_client, self.max_held)
-        ):
+        segments: tuple[Packet, ...] = ()
+        if taken is not None:
+            segments = (taken,) if stream is None else stream.order(taken, from_client, self.max_held)
+        for segment in segments:
             new, requests = not flow.detected, flow.requests
             if segment.payload_length and stream is not None:
                 if from_client:

@@ -156,9 +156,8 @@ def decide(evidence: Evidence, policy: Policy) -> Verdict:
                     policy.block_action, Rule.HOST_SCORE, f"{end} {score} >= {policy.host_drop_score}"
                 )
     for failure in evidence.failures:
-        action = policy.failures.get(
-            failure, Action.PASS
-        )  # compiled, an optional one is true even if it is PASS
+        # With a default: compiled, an optional action is true even if it is PASS.
+        action = policy.failures.get(failure, Action.PASS)
         if action:
             return Verdict(action, Rule.FAILURE, failure)
     return CLEAN if evidence.detected else UNDETECTED
